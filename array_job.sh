@@ -1,0 +1,48 @@
+#!/bin/bash -l
+#SBATCH --job-name=focal_mean    # what squeue calls the job
+#SBATCH --output=array_job_out_%A_%a.txt    # a file for each task: %A is the job's
+#SBATCH --error=array_job_err_%A_%a.txt     # number and %a the task's
+#SBATCH --partition=serial       # the queue for jobs on one node, Taito's default
+#SBATCH --time=00:00:05          # each task ends after this time at the latest
+#SBATCH --ntasks=1               # each task starts one program,
+#SBATCH --cpus-per-task=1        # which runs in one process
+#SBATCH --mem=200                # MB for each task, for a sheet of 3000 x 3000 pixels
+#SBATCH --array=1-2              # the tasks: one for each of the lines 1 to 2
+
+# sbatch array_job.sh [LIST [WINDOW]]: blur the rasters that a list names, one a line.
+
+list=${1:-mapsheets.txt}
+first=${SLURM_ARRAY_TASK_ID:?is missing: start this with sbatch, or set it to a line}
+last=$((first + ${SLURM_ARRAY_TASK_STEP:-1} - 1)) # a step of 100 is 100 lines a task
+end=$(sed -n '/[^[:space:]]/=' "$list" | tail -n 1) # the last line that is not blank
+if [ "$first" -gt "${end:-0}" ]; then
+    echo "$list, line $first: no raster there, the last one is in line ${end:-0}" >&2
+    exit 1
+fi
+# Two rasters of the same name would have the same result.
+twins=$(tr -d '\r' <"$list" | awk '/[^ \t]/ {
+    name = $0; sub(".*/", "", name); sub("[.][^.]*$", "", name)
+    if (name in seen) print seen[name] " and " $0
+    seen[name] = $0
+}')
+if [ -n "$twins" ]; then
+    echo "$list: the same result in smooth for: $twins" >&2
+    exit 1
+fi
+
+# Python with rasterio: .venv in the folder where you submit, else Taito's module.
+source .venv/bin/activate 2>/dev/null || module load geo-env 2>/dev/null || {
+    echo "No Python with rasterio: make .venv as README says, or load a module here" >&2
+    exit 1
+}
+status=0
+for line in $(seq "$first" $((last < end ? last : end))); do
+    raster=$(sed -n "${line}p" "$list" | tr -d '\r') # Windows ends its lines with \r
+    if [ -z "$raster" ]; then
+        echo "$list, line $line: empty" >&2
+        status=1
+        continue
+    fi
+    python simple_focal_mean.py "$raster" "${@:2}" || status=$?
+done
+exit $status

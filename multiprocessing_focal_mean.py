@@ -1,0 +1,295 @@
+"""Blur a georeferenced raster: each pixel becomes the mean of the window around it.
+
+    python multiprocessing_focal_mean.py RASTER [WINDOW]
+
+RASTER  a raster that GDAL opens: a GeoTIFF, a virtual raster (.vrt), ...
+WINDOW  side of the square window in pixels, an odd number; 15 unless given
+
+The result is smooth/NAME.tif in the current folder, in floating point. A pixel whose
+window reaches over the raster's edge, or touches a pixel that is not valid, becomes
+nodata (NaN). Several processes work on chunks of rows in little
+memory.
+"""
+
+import collections
+import contextlib
+import functools
+import logging
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from multiprocessing.sharedctypes import RawArray
+
+import numpy as np
+import rasterio
+from rasterio.enums import ColorInterp
+from scipy.ndimage import convolve1d
+
+CHUNK = 8e6  # bytes of a chunk of rows, few enough for the processor's cache
+PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
+STRIP = 64  # rows read at once, so that their mask takes little memory
+# GDAL's cache of blocks, in MB: it would take 5 % of the node's memory, not the job's.
+os.environ["GDAL_CACHEMAX"] = "32"
+logging.disable()  # what GDAL has to say comes as an exception too
+warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+
+
+def parse_arguments(arguments):
+    """Return the raster's path and the window in pixels.
+
+    Prints the usage and exits where it is asked for (0) or the arguments are wrong (2).
+    """
+    if arguments in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit(0)
+    path, window, *_ = [*arguments, "15", ""]
+    if len(arguments) not in (1, 2):
+        problem = f"{len(arguments)} arguments given, but it takes RASTER and WINDOW"
+    elif not window.isdecimal() or int(window) % 2 == 0:
+        problem = f"WINDOW must be an odd number of pixels, not {window}"
+    else:
+        return path, int(window)
+    print(__doc__, problem, sep="\n", file=sys.stderr)
+    sys.exit(2)
+
+
+def find_bands(raster, window):
+    """Return the numbers of the bands to blur, all but alpha, and the result's type.
+
+    The type is float32, or float64 where float32 cannot hold the values. Raises
+    ValueError where nothing can be blurred, warns where the window fits nowhere.
+    """
+    colors = zip(raster.indexes, raster.colorinterp)
+    bands = [band for band, color in colors if color != ColorInterp.alpha]
+    types = [raster.dtypes[band - 1] for band in bands]
+    if not bands:
+        raise ValueError(f"no band to blur, subdatasets to give: {raster.subdatasets}")
+    if any("complex" in name for name in types):
+        raise ValueError("complex numbers: give a raster of real numbers instead")
+    if window > min(raster.shape):
+        problem = "warning: smaller than the window, so all of the result is nodata"
+        print(f"{raster.name}: {problem}", file=sys.stderr)
+    return bands, np.result_type(np.float32, *types)
+
+
+def read_rows(raster, bands, dtype, start, stop):
+    """Return rows start to stop (excluded) as an array of shape (band, row, column).
+
+    It is NaN where GDAL's mask says that a pixel is not valid.
+    """
+    values = np.empty((len(bands), stop - start, raster.width), dtype)
+    for top in range(start, stop, STRIP):
+        strip = values[:, top - start : top - start + STRIP]
+        rows = (top, top + strip.shape[1]), (0, raster.width)
+        raster.read(bands, window=rows, out=strip)
+        strip[raster.read_masks(bands, window=rows) == 0] = np.nan
+    return values
+
+
+def average(values, window, axis, output):
+    """Put the means of window pixels along one axis of an array into output.
+
+    Done along the rows and then along the columns it gives the mean over the square,
+    as the square's kernel is the product of the two: 2 x window multiplications a
+    pixel in place of window x window. Outside the array all is NaN. So a pixel is NaN
+    exactly if its window reaches over the edge or touches NaN.
+    """
+    convolve1d(values, np.full(window, 1 / window), axis, output, "constant", np.nan)
+
+
+def name_result(raster):
+    """Return the result's path, smooth/NAME.tif, and make the folder if it is missing.
+
+    Raises ValueError for a raster that its own result would overwrite.
+    """
+    name = os.path.splitext(os.path.basename(raster.name))[0] + ".tif"
+    target = os.path.join("smooth", name)
+    if os.path.realpath(target) in map(os.path.realpath, [raster.name, *raster.files]):
+        raise ValueError(f"its result {target} would overwrite it: move it elsewhere")
+    os.makedirs("smooth", exist_ok=True)
+    return target
+
+
+@contextlib.contextmanager
+def new_result(target, raster, bands, dtype):
+    """Open a GeoTIFF for writing, which is named target once it is whole.
+
+    Yields a rasterio dataset with the raster's size, georeference and band metadata.
+    Raises OSError where the file is not whole. After an error, SIGINT or SIGTERM
+    nothing of it is left, and an earlier file of that name is as it was.
+    """
+    folder, name = os.path.split(target)
+    for other in os.listdir(folder):
+        if other.startswith(f".{name}."):
+            problem = "note: left by a killed run, unless one is at work now"
+            print(f"{os.path.join(folder, other)}: {problem}", file=sys.stderr)
+
+    def stop(number, frame):
+        signal.signal(number, signal.SIG_IGN)  # once is enough: the rest is cleaning up
+        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}, no result")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    height, width = raster.shape
+    profile = {"width": width, "height": height, "count": len(bands), "dtype": dtype}
+    profile |= {"nodata": np.nan, "interleave": "band", "rpcs": raster.rpcs}
+    gcps, crs = raster.gcps
+    place = {"gcps": gcps} if gcps else {"transform": raster.transform}
+    # Beside the target, as a file can be renamed only within its file system.
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as draft:
+        draft = os.path.join(draft, name)
+        with rasterio.open(
+            draft, "w", driver="GTiff", crs=crs or raster.crs, **profile, **place
+        ) as result:
+            result.update_tags(AREA_OR_POINT=raster.tags().get("AREA_OR_POINT", "Area"))
+            for item in ("descriptions", "scales", "offsets", "units"):
+                values = getattr(raster, item)
+                setattr(result, item, [values[band - 1] for band in bands])
+            yield result
+        # When the disk fills as a file is closed, GDAL does not say so.
+        with rasterio.open(draft):
+            if os.path.getsize(draft) < len(bands) * height * width * dtype.itemsize:
+                raise OSError("the result is not whole: is the disk full?")
+        for ending in (".aux.xml", ".ovr", ".msk"):  # statistics of an earlier result
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(target + ending)
+        os.replace(draft, target)
+
+
+def reason(error):
+    """Return in one line why something failed, in GDAL's words where it has some."""
+    from_gdal = isinstance(error, rasterio.errors.RasterioError)
+    return " ".join(str(from_gdal and error.__cause__ or error).split())
+
+
+def fail(kind, error, traceback):
+    """Print one line in place of a traceback, and exit with 1."""
+    print(f"{sys.argv[1]}: {reason(error) or kind.__name__}", file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def count_processes():
+    """Return the number of CPUs that Slurm gave, else those that this process has."""
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if slurm.isdecimal() and int(slurm) > 0:
+        return int(slurm)
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def split_rows(raster, bands, dtype, window, processes):
+    """Return the rows at which the even-sized chunks begin, and the raster's height.
+
+    A chunk takes about CHUNK bytes, and at least window rows, as its halo should not
+    outweigh it. It has whole rows of blocks where GDAL's cache holds one, and begins
+    window // 2 below them: it and its halo then touch one row of blocks more, not two.
+    """
+    row = raster.width * dtype.itemsize  # bytes
+    rows = max(window, int(CHUNK / row / len(bands)))
+    block = raster.block_shapes[0][0]
+    if block * row * raster.count <= float(os.environ["GDAL_CACHEMAX"]) * 1e6:
+        rows = math.ceil(rows / block) * block
+    rows = min(rows, math.ceil(raster.height / processes))
+    return [0, *range(rows + window // 2, raster.height, rows), raster.height]
+
+
+def start_worker(*shared):
+    """Keep what all chunks need, and end this worker when its parent has ended."""
+    global job
+    job = shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent():
+    """Wait until the parent ends, even if it is killed, and end this process."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@functools.cache
+def open_once(path):
+    """Return the raster at path, which a worker opens for its first chunk."""
+    return rasterio.open(path)
+
+
+def blur_chunk(chunk):
+    """Read a chunk, given by its number, with its halo; leave its mean in the ring."""
+    path, window, bands, dtype, edges, shape, memory = job
+    start, stop = edges[chunk : chunk + 2]
+    try:
+        raster = open_once(path)
+        top = max(0, start - window // 2)
+        bottom = min(raster.height, stop + window // 2)
+        values = read_rows(raster, bands, dtype, top, bottom)
+    except Exception as error:  # GDAL's words do not travel to the parent by themselves
+        raise OSError(reason(error)) from error
+    average(values, window, 1, output=values)
+    ring = np.frombuffer(memory, dtype).reshape(shape)
+    slot = ring[chunk % len(ring), :, : stop - start]
+    average(values[:, start - top : stop - top], window, 2, output=slot)
+
+
+def finish(task, workers):
+    """Wait for a task. Raises its error, or OSError when a worker died meanwhile."""
+    while not task.ready():
+        task.wait(1)
+        if set(multiprocessing.active_children()) != workers:  # a Pool would not tell
+            raise OSError(
+                "a worker was killed, likely for lack of memory: ask for more"
+            )
+    task.get()
+
+
+def main(path, window):
+    """Blur the raster at path and print where the result is."""
+    began = time.monotonic()
+    processes = count_processes()
+    with rasterio.open(path) as raster:
+        bands, dtype = find_bands(raster, window)
+        target = name_result(raster)
+        edges = split_rows(raster, bands, dtype, window, processes)
+        chunks = len(edges) - 1
+        # The ring has slots of one chunk each, in memory that all processes share. A
+        # slot is filled by a worker, written to the result by this process, in order,
+        # and filled again. So memory is bounded, even if the disk is slow.
+        shape = min(chunks, 2 * processes), len(bands), edges[1], raster.width
+        memory = RawArray("b", math.prod(shape) * dtype.itemsize)
+        ring = np.frombuffer(memory, dtype).reshape(shape)
+        job = path, window, bands, dtype, edges, shape, memory
+        pool = multiprocessing.Pool(processes, start_worker, job)
+        workers = set(multiprocessing.active_children())
+        with new_result(target, raster, bands, dtype) as result:
+            tasks = [
+                pool.apply_async(blur_chunk, [chunk]) for chunk in range(len(ring))
+            ]
+            tasks = collections.deque(tasks)
+            for chunk in range(chunks):
+                finish(tasks.popleft(), workers)
+                start, stop = edges[chunk : chunk + 2]
+                values = ring[chunk % len(ring), :, : stop - start]
+                result.write(values, window=((start, stop), (0, raster.width)))
+                if chunk + len(ring) < chunks:
+                    tasks.append(pool.apply_async(blur_chunk, [chunk + len(ring)]))
+                shown, show = (len(PROGRESS) * (chunk + i) // chunks for i in (0, 1))
+                print(PROGRESS[shown:show], end="", flush=True)
+    print(" - done.")
+    size = f"{raster.width} x {raster.height} pixels, window {window} x {window}"
+    print(f"{target}: {size}, {time.monotonic() - began:.1f} seconds")
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments(sys.argv[1:])
+    sys.excepthook = fail
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends scipy's loops too
+    main(*arguments)
+    sys.stdout.flush()
+    os._exit(0)  # a Pool that closes can wait for ever for a worker that was killed

@@ -1,0 +1,188 @@
+"""Blur a georeferenced raster: each pixel becomes the mean of the window around it.
+
+    python simple_focal_mean.py RASTER [WINDOW]
+
+RASTER  a raster that GDAL opens: a GeoTIFF, a virtual raster (.vrt), ...
+WINDOW  side of the square window in pixels, an odd number; 15 unless given
+
+The result is smooth/NAME.tif in the current folder, in floating point. A pixel whose
+window reaches over the raster's edge, or touches a pixel that is not valid, becomes
+nodata (NaN). One process works on the whole raster in memory.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import warnings
+
+import numpy as np
+import rasterio
+from rasterio.enums import ColorInterp
+from scipy.ndimage import convolve1d
+
+STRIP = 64  # rows read at once, so that their mask takes little memory
+# GDAL's cache of blocks, in MB: it would take 5 % of the node's memory, not the job's.
+os.environ["GDAL_CACHEMAX"] = "32"
+logging.disable()  # what GDAL has to say comes as an exception too
+warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+
+
+def parse_arguments(arguments):
+    """Return the raster's path and the window in pixels.
+
+    Prints the usage and exits where it is asked for (0) or the arguments are wrong (2).
+    """
+    if arguments in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit(0)
+    path, window, *_ = [*arguments, "15", ""]
+    if len(arguments) not in (1, 2):
+        problem = f"{len(arguments)} arguments given, but it takes RASTER and WINDOW"
+    elif not window.isdecimal() or int(window) % 2 == 0:
+        problem = f"WINDOW must be an odd number of pixels, not {window}"
+    else:
+        return path, int(window)
+    print(__doc__, problem, sep="\n", file=sys.stderr)
+    sys.exit(2)
+
+
+def find_bands(raster, window):
+    """Return the numbers of the bands to blur, all but alpha, and the result's type.
+
+    The type is float32, or float64 where float32 cannot hold the values. Raises
+    ValueError where nothing can be blurred, warns where the window fits nowhere.
+    """
+    colors = zip(raster.indexes, raster.colorinterp)
+    bands = [band for band, color in colors if color != ColorInterp.alpha]
+    types = [raster.dtypes[band - 1] for band in bands]
+    if not bands:
+        raise ValueError(f"no band to blur, subdatasets to give: {raster.subdatasets}")
+    if any("complex" in name for name in types):
+        raise ValueError("complex numbers: give a raster of real numbers instead")
+    if window > min(raster.shape):
+        problem = "warning: smaller than the window, so all of the result is nodata"
+        print(f"{raster.name}: {problem}", file=sys.stderr)
+    return bands, np.result_type(np.float32, *types)
+
+
+def read_rows(raster, bands, dtype, start, stop):
+    """Return rows start to stop (excluded) as an array of shape (band, row, column).
+
+    It is NaN where GDAL's mask says that a pixel is not valid.
+    """
+    values = np.empty((len(bands), stop - start, raster.width), dtype)
+    for top in range(start, stop, STRIP):
+        strip = values[:, top - start : top - start + STRIP]
+        rows = (top, top + strip.shape[1]), (0, raster.width)
+        raster.read(bands, window=rows, out=strip)
+        strip[raster.read_masks(bands, window=rows) == 0] = np.nan
+    return values
+
+
+def average(values, window, axis, output):
+    """Put the means of window pixels along one axis of an array into output.
+
+    Done along the rows and then along the columns it gives the mean over the square,
+    as the square's kernel is the product of the two: 2 x window multiplications a
+    pixel in place of window x window. Outside the array all is NaN. So a pixel is NaN
+    exactly if its window reaches over the edge or touches NaN.
+    """
+    convolve1d(values, np.full(window, 1 / window), axis, output, "constant", np.nan)
+
+
+def name_result(raster):
+    """Return the result's path, smooth/NAME.tif, and make the folder if it is missing.
+
+    Raises ValueError for a raster that its own result would overwrite.
+    """
+    name = os.path.splitext(os.path.basename(raster.name))[0] + ".tif"
+    target = os.path.join("smooth", name)
+    if os.path.realpath(target) in map(os.path.realpath, [raster.name, *raster.files]):
+        raise ValueError(f"its result {target} would overwrite it: move it elsewhere")
+    os.makedirs("smooth", exist_ok=True)
+    return target
+
+
+@contextlib.contextmanager
+def new_result(target, raster, bands, dtype):
+    """Open a GeoTIFF for writing, which is named target once it is whole.
+
+    Yields a rasterio dataset with the raster's size, georeference and band metadata.
+    Raises OSError where the file is not whole. After an error, SIGINT or SIGTERM
+    nothing of it is left, and an earlier file of that name is as it was.
+    """
+    folder, name = os.path.split(target)
+    for other in os.listdir(folder):
+        if other.startswith(f".{name}."):
+            problem = "note: left by a killed run, unless one is at work now"
+            print(f"{os.path.join(folder, other)}: {problem}", file=sys.stderr)
+
+    def stop(number, frame):
+        signal.signal(number, signal.SIG_IGN)  # once is enough: the rest is cleaning up
+        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}, no result")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    height, width = raster.shape
+    profile = {"width": width, "height": height, "count": len(bands), "dtype": dtype}
+    profile |= {"nodata": np.nan, "interleave": "band", "rpcs": raster.rpcs}
+    gcps, crs = raster.gcps
+    place = {"gcps": gcps} if gcps else {"transform": raster.transform}
+    # Beside the target, as a file can be renamed only within its file system.
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as draft:
+        draft = os.path.join(draft, name)
+        with rasterio.open(
+            draft, "w", driver="GTiff", crs=crs or raster.crs, **profile, **place
+        ) as result:
+            result.update_tags(AREA_OR_POINT=raster.tags().get("AREA_OR_POINT", "Area"))
+            for item in ("descriptions", "scales", "offsets", "units"):
+                values = getattr(raster, item)
+                setattr(result, item, [values[band - 1] for band in bands])
+            yield result
+        # When the disk fills as a file is closed, GDAL does not say so.
+        with rasterio.open(draft):
+            if os.path.getsize(draft) < len(bands) * height * width * dtype.itemsize:
+                raise OSError("the result is not whole: is the disk full?")
+        for ending in (".aux.xml", ".ovr", ".msk"):  # statistics of an earlier result
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(target + ending)
+        os.replace(draft, target)
+
+
+def reason(error):
+    """Return in one line why something failed, in GDAL's words where it has some."""
+    from_gdal = isinstance(error, rasterio.errors.RasterioError)
+    return " ".join(str(from_gdal and error.__cause__ or error).split())
+
+
+def fail(kind, error, traceback):
+    """Print one line in place of a traceback, and exit with 1."""
+    print(f"{sys.argv[1]}: {reason(error) or kind.__name__}", file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def main(path, window):
+    """Blur the raster at path and print where the result is."""
+    began = time.monotonic()
+    with rasterio.open(path) as raster:
+        bands, dtype = find_bands(raster, window)
+        target = name_result(raster)
+        values = read_rows(raster, bands, dtype, 0, raster.height)
+        average(values, window, 1, output=values)
+        average(values, window, 2, output=values)
+        with new_result(target, raster, bands, dtype) as result:
+            result.write(values)
+    size = f"{raster.width} x {raster.height} pixels, window {window} x {window}"
+    print(f"{target}: {size}, {time.monotonic() - began:.1f} seconds")
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments(sys.argv[1:])
+    sys.excepthook = fail
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends scipy's loops too
+    main(*arguments)
