@@ -1,0 +1,523 @@
+"""The focal mean against independent references, for every kind of raster."""
+
+import ast
+import importlib.util
+import os
+import signal
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rasterio.control import GroundControlPoint
+from rasterio.enums import ColorInterp
+from rasterio.rpc import RPC
+from tools import MULTI, ROOT, SCRIPTS, SIMPLE, blur, brute_force, run, write_raster
+
+rng = np.random.default_rng(2017)
+
+
+def load(script):
+    """Import a script without running it."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check(result, bands, valid, window):
+    """Compare a result with the mean by brute force; return the result's values."""
+    expected = brute_force(bands, valid, window)
+    with rasterio.open(result) as raster:
+        values = raster.read()
+        assert raster.driver == "GTiff"
+        assert np.isnan(raster.nodata)
+    np.testing.assert_array_equal(np.isnan(values), np.isnan(expected))
+    largest = np.abs(np.where(valid, bands, 0).astype(np.float64)).max()
+    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6 * largest)
+    return values
+
+
+@pytest.fixture(autouse=True)
+def keep_signal_handlers():
+    """Undo what new_result does to a process that goes on."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+# ---- the mean itself
+
+
+@given(data=st.data())
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_mean_is_that_of_brute_force(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shape = data.draw(st.tuples(st.just(1), st.integers(1, 40), st.integers(1, 40)))
+    window = data.draw(st.sampled_from([1, 3, 5, 15, 21]))
+    holes = data.draw(st.integers(0, 6))
+    local = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    bands = local.normal(300, 100, shape).astype(np.float32)
+    bands.ravel()[local.integers(0, bands.size, holes)] = -9999
+    write_raster("dem.tif", bands, nodata=-9999)
+    load(SIMPLE).main("dem.tif", window)
+    check("smooth/dem.tif", bands, bands != -9999, window)
+
+
+@pytest.mark.parametrize("window", [3, 15])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_mean_is_that_of_gdals_kernel_filter(script, window, tmp_path):
+    bands = rng.normal(300, 100, (1, 60, 70)).astype(np.float32)
+    write_raster(tmp_path / "dem.tif", bands)
+    (tmp_path / "gdal.vrt").write_text(
+        f"""<VRTDataset rasterXSize="70" rasterYSize="60">
+        <VRTRasterBand dataType="Float64" band="1"><KernelFilteredSource>
+        <SourceFilename relativeToVRT="1">dem.tif</SourceFilename>
+        <Kernel normalized="1"><Size>{window}</Size>
+        <Coefs>{"1 " * window**2}</Coefs></Kernel>
+        </KernelFilteredSource></VRTRasterBand></VRTDataset>"""
+    )
+    with rasterio.open(blur(script, "dem.tif", window, cwd=tmp_path)) as raster:
+        values = raster.read(1)
+    with rasterio.open(tmp_path / "gdal.vrt") as raster:
+        expected = raster.read(1)
+    half = window // 2
+    frame = np.ones(values.shape, bool)
+    frame[half:-half, half:-half] = False
+    np.testing.assert_array_equal(np.isnan(values), frame)
+    np.testing.assert_allclose(values[~frame], expected[~frame], rtol=1e-5)
+
+
+# ---- one script against the other
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    ("rows", "window"), [(101, 15), (4, 3), (1, 1), (23, 21), (600, 5)]
+)
+def test_both_scripts_agree_bit_for_bit(rows, window, processes, tmp_path):
+    bands = rng.normal(300, 100, (2, rows, 50)).astype(np.float32)
+    bands[:, rows // 2, 7] = -9999
+    write_raster(tmp_path / "dem.tif", bands, nodata=-9999)
+    one = blur(SIMPLE, "dem.tif", window, cwd=tmp_path).read_bytes()
+    many = blur(
+        MULTI, "dem.tif", window, cwd=tmp_path, SLURM_CPUS_PER_TASK=str(processes)
+    )
+    assert many.read_bytes() == one
+
+
+@pytest.mark.parametrize("window", [15, 51])
+def test_both_scripts_agree_over_many_chunks(window, tmp_path):
+    bands = rng.normal(300, 100, (3, 900, 4000)).astype(np.float32)
+    write_raster(tmp_path / "dem.tif", bands, tiled=True, blockxsize=64, blockysize=64)
+    pixels = []
+    for script in SCRIPTS:
+        with rasterio.open(blur(script, "dem.tif", window, cwd=tmp_path)) as raster:
+            pixels.append(raster.read().tobytes())
+    assert pixels[0] == pixels[1]
+
+
+def test_shared_functions_are_the_same_text():
+    sources = [script.read_text() for script in SCRIPTS]
+    functions = [
+        {
+            node.name: ast.get_source_segment(source, node)
+            for node in ast.parse(source).body
+            if isinstance(node, ast.FunctionDef)
+        }
+        for source in sources
+    ]
+    shared = set(functions[0]) & set(functions[1]) - {"main"}
+    assert shared == set(functions[0]) - {"main"}
+    for name in shared:
+        assert functions[0][name] == functions[1][name]
+    begin = "STRIP = "
+    tops = [source[source.index(begin) :].split("\n\n\n")[0] for source in sources]
+    assert tops[0] == tops[1]
+
+
+def test_scripts_import_nothing_but_the_three_packages():
+    allowed = {"rasterio", "numpy", "scipy"}
+    for script in SCRIPTS:
+        for node in ast.walk(ast.parse(script.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            else:
+                continue
+            for name in names:
+                root = name.split(".")[0]
+                spec = importlib.util.find_spec(root)
+                assert root in allowed or "site-packages" not in str(spec.origin)
+                assert not (ROOT / f"{root}.py").exists()
+
+
+# ---- how it is called
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_is_the_docstring(script, option, tmp_path):
+    done = run(script, option, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == ast.get_docstring(ast.parse(script.read_text())) + "\n\n"
+    assert f"python {script.name} RASTER [WINDOW]" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_last_line_names_the_result(script, tmp_path):
+    write_raster(tmp_path / "my dem.v2.img", np.ones((1, 30, 40)), driver="HFA")
+    done = run(script, "my dem.v2.img", cwd=tmp_path)
+    last = done.stdout.splitlines()[-1]
+    text = "smooth/my dem.v2.tif: 40 x 30 pixels, window 15 x 15, "
+    assert last.startswith(text)
+    assert float(last.removeprefix(text).removesuffix(" seconds")) < 60
+    if script == MULTI:
+        assert done.stdout.splitlines()[0] == (
+            "0...10...20...30...40...50...60...70...80...90...100 - done."
+        )
+    assert [path.name for path in (tmp_path / "smooth").iterdir()] == ["my dem.v2.tif"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_raster_in_smooth_is_refused(script, tmp_path):
+    (tmp_path / "smooth").mkdir()
+    write_raster(tmp_path / "smooth/dem.tif", np.ones((1, 30, 40)))
+    before = (tmp_path / "smooth/dem.tif").read_bytes()
+    (tmp_path / "link").symlink_to("smooth")
+    mosaic = tmp_path / "dem.vrt"
+    mosaic_of = ["gdalbuildvrt", "-q", mosaic, "smooth/dem.tif"]
+    subprocess.run(mosaic_of, cwd=tmp_path, check=True)
+    for path in ("smooth/dem.tif", tmp_path / "smooth/dem.tif", "link/dem.tif", mosaic):
+        done = run(script, path, cwd=tmp_path)
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "would overwrite" in done.stderr
+    assert (tmp_path / "smooth/dem.tif").read_bytes() == before
+
+
+# ---- kinds of rasters
+
+HEIGHTS = rng.normal(300, 100, (1, 40, 50))
+
+
+def hole(bands, value):
+    """Return the bands with a pixel of the value, and where they are valid."""
+    bands = bands.copy()
+    bands[:, 20, 30] = value
+    return bands, np.arange(bands.size).reshape(bands.shape) % (40 * 50) != 20 * 50 + 30
+
+
+@pytest.fixture(params=SCRIPTS, ids=["simple", "multiprocessing"])
+def blurred(request, tmp_path):
+    """A function that writes a raster, blurs it and returns input and result, both open."""
+    opened = []
+
+    def write_and_blur(bands, name="dem.tif", **profile):
+        path = os.path.join(tmp_path, name)  # a Path would make // to /
+        if bands is not None:
+            write_raster(path, bands, **profile)
+        result = blur(request.param, path, 5, cwd=tmp_path)
+        opened.extend([rasterio.open(path), rasterio.open(result)])
+        return opened
+
+    yield write_and_blur
+    for raster in opened:
+        raster.close()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "expected"),
+    [
+        ("uint8", None, "float32"),
+        ("int8", -128, "float32"),
+        ("int16", -9999, "float32"),
+        ("uint16", 0, "float32"),
+        ("int32", -9999, "float64"),
+        ("uint32", 0, "float64"),
+        ("int64", -9999, "float64"),
+        ("float32", -9999, "float32"),
+        ("float32", -3.4028234663852886e38, "float32"),
+        ("float64", -9999, "float64"),
+        ("float64", -1.7976931348623157e308, "float64"),
+        ("float64", -1.8e308, "float64"),
+    ],
+)
+def test_types_and_nodata(dtype, nodata, expected, blurred):
+    bands = (HEIGHTS / (5 if dtype == "int8" else 2)).clip(1, 120).astype(dtype)
+    valid = np.ones(bands.shape, bool)
+    if nodata is not None:
+        bands, valid = hole(bands, nodata)
+    _, result = blurred(bands, nodata=nodata)
+    assert result.dtypes == (expected,)
+    check(result.name, bands, valid, 5)
+
+
+def test_integers_beyond_float32_keep_their_digits(blurred):
+    bands = np.full((1, 20, 20), 2**24 + 1, np.int32)
+    _, result = blurred(bands)
+    assert result.read(1)[10, 10] == 2**24 + 1
+
+
+def test_nan_is_nodata_beside_a_nodata_value(blurred):
+    bands, valid = hole(HEIGHTS.astype(np.float32), np.nan)
+    bands[0, 5, 5], valid[0, 5, 5] = -9999, False
+    _, result = blurred(bands, nodata=-9999)
+    check(result.name, bands, valid, 5)
+
+
+def test_a_mean_of_zero_is_not_nodata(blurred):
+    bands = np.tile([[[-5, 5], [5, -5]]], (1, 20, 25)).astype(np.float32)
+    bands[:, :, ::5] = 0
+    _, result = blurred(np.zeros_like(bands), nodata=-9999)
+    assert (result.read(1)[2:-2, 2:-2] == 0).all()
+
+
+def test_three_bands_with_their_metadata(blurred):
+    bands, valid = hole(rng.normal(300, 100, (3, 40, 50)).astype(np.float32), -9999)
+    source, result = blurred(bands, nodata=-9999)
+    check(result.name, bands, valid, 5)
+    assert source.count == result.count == 3
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_alpha_is_the_mask_and_not_written(dtype, blurred, tmp_path):
+    top = np.iinfo(dtype).max
+    bands, valid = hole(rng.integers(1, 200, (4, 40, 50)).astype(dtype), 7)
+    bands[3] = np.where(valid[3], top, 0)
+    bands[3, 10, 10] = 1  # hardly opaque, but valid
+    bands[:3, 20, 30] = 7  # a value like any other
+    path = write_raster(tmp_path / "dem.tif", bands, photometric="rgb", alpha="yes")
+    with rasterio.open(path) as raster:
+        assert raster.colorinterp[3] == ColorInterp.alpha
+    _, result = blurred(None)
+    assert result.count == 3
+    check(result.name, bands[:3], valid[:3], 5)
+
+
+@pytest.mark.parametrize("internal", [True, False])
+def test_mask(internal, blurred, tmp_path):
+    bands, valid = hole(HEIGHTS.astype(np.float32), 7)
+    path = write_raster(tmp_path / "dem.tif", bands)
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal),
+        rasterio.open(path, "r+") as raster,
+    ):
+        raster.write_mask(valid[0])
+    assert (tmp_path / "dem.tif.msk").exists() != internal
+    _, result = blurred(None)
+    check(result.name, bands, valid, 5)
+
+
+def test_band_metadata_is_carried_over_and_statistics_are_not(blurred, tmp_path):
+    path = write_raster(tmp_path / "dem.tif", HEIGHTS.astype(np.int16).repeat(2, 0))
+    with rasterio.open(path, "r+") as raster:
+        raster.descriptions = ("height", "depth")
+        raster.scales, raster.offsets = (0.1, 1), (1000, -5)
+        raster.units = ("metre", "foot")
+        raster.update_tags(1, STATISTICS_MEAN=300, STATISTICS_MAXIMUM=700)
+        raster.update_tags(AREA_OR_POINT="Point")
+    source, result = blurred(None)
+    assert result.descriptions == ("height", "depth")
+    assert result.scales == (0.1, 1)
+    assert result.offsets == (1000, -5)
+    assert result.units == ("metre", "foot")
+    assert result.tags(1) == {}
+    assert result.tags()["AREA_OR_POINT"] == "Point"
+    assert result.transform == source.transform
+    assert result.crs == source.crs
+    check(result.name, source.read(), np.ones(source.read().shape, bool), 5)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        rasterio.Affine(2, 0, 5e5, 0, -2, 7e6),
+        rasterio.Affine(2, 0.5, 5e5, 0.5, -2, 7e6),  # rotated
+        rasterio.Affine(2, 0, 5e5, 0, 2, 7e6),  # south up
+    ],
+)
+@pytest.mark.parametrize("area_or_point", ["Area", "Point"])
+def test_geotransform_and_crs(transform, area_or_point, blurred, tmp_path):
+    path = tmp_path / "dem.tif"
+    write_raster(path, HEIGHTS, transform=transform)
+    with rasterio.open(path, "r+") as raster:
+        raster.update_tags(AREA_OR_POINT=area_or_point)
+    source, result = blurred(None)
+    assert result.transform == source.transform
+    assert result.crs == source.crs
+    assert result.tags()["AREA_OR_POINT"] == area_or_point
+
+
+@pytest.mark.parametrize(
+    "crs", ["EPSG:4326", "EPSG:3067", "EPSG:3067+5717", "ESRI:54030"]
+)
+def test_crs(crs, blurred):
+    source, result = blurred(HEIGHTS, crs=crs)
+    assert source.crs
+    assert result.crs == source.crs
+
+
+def test_no_georeference_at_all(blurred):
+    source, result = blurred(HEIGHTS, crs=None, transform=None)
+    assert result.crs is None
+    assert result.transform == source.transform == rasterio.Affine.identity()
+
+
+def test_gcps(blurred):
+    gcps = [
+        GroundControlPoint(row, column, 25 + column / 50, 65 - row / 40, 12)
+        for row, column in [(0, 0), (0, 50), (40, 0), (40, 50)]
+    ]
+    source, result = blurred(HEIGHTS, transform=None, gcps=gcps, crs="EPSG:4326")
+    assert len(source.gcps[0]) == 4
+    assert result.gcps[1] == source.gcps[1] == "EPSG:4326"
+    for one, other in zip(result.gcps[0], source.gcps[0], strict=True):
+        assert (one.row, one.col, one.x, one.y, one.z) == (
+            other.row,
+            other.col,
+            other.x,
+            other.y,
+            other.z,
+        )
+
+
+def test_rpcs(blurred):
+    twenty = [1.0, *[0.001] * 19]
+    rpcs = RPC(
+        height_off=100, height_scale=500, lat_off=65, lat_scale=0.1, long_off=25,
+        long_scale=0.1, line_off=20, line_scale=20, samp_off=25, samp_scale=25,
+        line_num_coeff=twenty, line_den_coeff=twenty, samp_num_coeff=twenty,
+        samp_den_coeff=twenty, err_bias=0, err_rand=0,
+    )  # fmt: skip
+    source, result = blurred(HEIGHTS, crs=None, transform=None, rpcs=rpcs)
+    assert source.rpcs is not None
+    assert result.rpcs.to_gdal() == source.rpcs.to_gdal()
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        {"tiled": True, "blockxsize": 16, "blockysize": 32, "compress": "deflate"},
+        {"blockysize": 7, "compress": "lzw", "predictor": 2},
+        {"blockysize": 40},
+        {"interleave": "pixel"},
+    ],
+)
+def test_layouts(profile, blurred):
+    bands, valid = hole(HEIGHTS.astype(np.float32), -9999)
+    _, result = blurred(bands, nodata=-9999, **profile)
+    check(result.name, bands, valid, 5)
+    assert result.compression is None
+    assert not result.is_tiled
+
+
+def test_jpeg_and_palette_do_not_break_the_result(blurred, tmp_path):
+    bands = rng.integers(0, 255, (3, 40, 50)).astype(np.uint8)
+    source, result = blurred(bands, compress="jpeg", photometric="ycbcr")
+    check(result.name, source.read(), np.ones(bands.shape, bool), 5)
+    path = write_raster(tmp_path / "palette.tif", bands[:1])
+    with rasterio.open(path, "r+") as raster:
+        raster.write_colormap(1, {value: (value, 0, 0, 255) for value in range(256)})
+    _, _, source, result = blurred(None, name="palette.tif")
+    check(result.name, bands[:1], np.ones(bands[:1].shape, bool), 5)
+
+
+def test_virtual_raster_of_the_map_sheets(blurred):
+    source, result = blurred(None, name=ROOT / "tests/data/jacksboro.vrt")
+    assert source.shape == (344, 403)
+    check(result.name, source.read(), np.ones((1, 344, 403), bool), 5)
+
+
+def test_raster_in_a_zip_file(blurred, tmp_path):
+    write_raster(tmp_path / "dem.tif", HEIGHTS)
+    with zipfile.ZipFile(tmp_path / "dem.zip", "w") as archive:
+        archive.write(tmp_path / "dem.tif", "folder/dem.tif")
+    _, result = blurred(None, name=f"/vsizip/{tmp_path}/dem.zip/folder/dem.tif")
+    check(result.name, HEIGHTS, np.ones(HEIGHTS.shape, bool), 5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 50), (1, 50, 1), (1, 1, 1), (1, 4, 4)])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_smaller_than_the_window(shape, script, tmp_path):
+    write_raster(tmp_path / "dem.tif", np.ones(shape, np.float32))
+    done = run(script, "dem.tif", 5, cwd=tmp_path)
+    assert done.returncode == 0
+    assert len(done.stderr.splitlines()) == 1
+    assert "dem.tif: warning: smaller than the window" in done.stderr
+    with rasterio.open(tmp_path / "smooth/dem.tif") as raster:
+        assert raster.shape == shape[1:]
+        assert np.isnan(raster.read()).all()
+
+
+def test_all_nodata(blurred):
+    _, result = blurred(np.full((1, 40, 50), -9999, np.float32), nodata=-9999)
+    assert np.isnan(result.read()).all()
+
+
+def test_result_larger_than_4_gb_is_a_bigtiff(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tall = {"driver": "GTiff", "width": 33000, "height": 33000, "count": 1}
+    rasterio.open("dem.tif", "w", dtype="uint8", sparse_ok=True, **tall).close()
+    module = load(MULTI)
+    dtype = np.dtype("float32")
+    first_row = np.ones((1, 1, 33000), np.float32)
+    with rasterio.open("dem.tif") as source, pytest.raises(KeyError):
+        target = module.name_result(source)
+        with module.new_result(target, source, [1], dtype) as result:
+            result.write(first_row, window=((0, 1), (0, 33000)))
+            draft = Path(result.name)
+            assert draft.read_bytes()[:4] == b"II+\0"  # 43: BigTIFF's version number
+            raise KeyError
+    assert list(Path("smooth").iterdir()) == []
+
+
+# ---- the sample data and the code's form
+
+
+def test_sample_data_can_be_made_again(tmp_path):
+    run(ROOT / "tests/data/make_data.py", tmp_path, cwd=tmp_path).check_returncode()
+    made = sorted(path.name for path in tmp_path.iterdir())
+    names = ["jacksboro.vrt", *(f"jacksboro_{s}.tif" for s in ("ne", "nw", "se", "sw"))]
+    assert made == names
+    for name in names:
+        with (
+            rasterio.open(tmp_path / name) as new,
+            rasterio.open(ROOT / "tests/data" / name) as kept,
+        ):
+            assert new.profile == kept.profile
+            np.testing.assert_array_equal(new.read(), kept.read())
+
+
+def test_mapsheets_lists_the_four_sheets():
+    sheets = (ROOT / "mapsheets.txt").read_text().split()
+    assert len(sheets) == 4
+    assert all((ROOT / sheet).exists() for sheet in sheets)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ruff check .",
+        "ruff format --check .",
+        "codespell --skip .git,.venv,smooth,.hypothesis .",
+        "shellcheck --exclude=SC1091 array_job.sh tests/run.sh .ci/run",
+        "shellcheck --exclude=SC1091 batch_job_simple.sh batch_job_multiprocessing.sh",
+    ],
+)
+def test_form(command):
+    done = subprocess.run(
+        command.split(), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
