@@ -35,6 +35,7 @@ source .venv/bin/activate 2>/dev/null || module load geo-env 2>/dev/null || {
     echo "No Python with rasterio: make .venv as README says, or load a module here" >&2
     exit 1
 }
+trap "exit 143" TERM # when Slurm ends the job: after Python, which is told too
 status=0
 for line in $(seq "$first" $((last < end ? last : end))); do
     raster=$(sed -n "${line}p" "$list" | tr -d '\r') # Windows ends its lines with \r

@@ -15,5 +15,6 @@ source .venv/bin/activate 2>/dev/null || module load geo-env 2>/dev/null || {
     echo "No Python with rasterio: make .venv as README says, or load a module here" >&2
     exit 1
 }
-# No srun here: from Slurm 22.05 on it would give all processes one CPU.
-python multiprocessing_focal_mean.py "${1:-tests/data/jacksboro.vrt}" "${@:2}"
+# In the place of this shell, so that Python is told when Slurm ends the job. No srun:
+# from Slurm 22.05 on it would give all processes one CPU.
+exec python multiprocessing_focal_mean.py "${1:-tests/data/jacksboro.vrt}" "${@:2}"

@@ -15,4 +15,5 @@ source .venv/bin/activate 2>/dev/null || module load geo-env 2>/dev/null || {
     echo "No Python with rasterio: make .venv as README says, or load a module here" >&2
     exit 1
 }
-python simple_focal_mean.py "${1:-$(head -n 1 mapsheets.txt)}" "${@:2}"
+# In the place of this shell, so that Python is told when Slurm ends the job.
+exec python simple_focal_mean.py "${1:-$(head -n 1 mapsheets.txt)}" "${@:2}"

@@ -33,7 +33,7 @@ from scipy.ndimage import convolve1d
 
 CHUNK = 8e6  # bytes of a chunk of rows, few enough for the processor's cache
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
-STRIP = 64  # rows read at once, so that their mask takes little memory
+PIECE = 4e6  # bytes read at once: GDAL's cache holds them until their mask is read too
 # GDAL's cache of blocks, in MB: it would take 5 % of the node's memory, not the job's.
 os.environ["GDAL_CACHEMAX"] = "32"
 logging.disable()  # what GDAL has to say comes as an exception too
@@ -84,11 +84,19 @@ def read_rows(raster, bands, dtype, start, stop):
     It is NaN where GDAL's mask says that a pixel is not valid.
     """
     values = np.empty((len(bands), stop - start, raster.width), dtype)
-    for top in range(start, stop, STRIP):
-        strip = values[:, top - start : top - start + STRIP]
-        rows = (top, top + strip.shape[1]), (0, raster.width)
-        raster.read(bands, window=rows, out=strip)
-        strip[raster.read_masks(bands, window=rows) == 0] = np.nan
+    tall, wide = raster.block_shapes[0]
+    blocks = max(1, int(PIECE / (tall * wide * len(bands) * dtype.itemsize)))
+    if wide < raster.width:  # tiles
+        wide *= blocks
+    else:  # strips
+        tall *= blocks
+    for top in range(start, stop, tall):
+        for left in range(0, raster.width, wide):
+            piece = values[:, top - start :, left:][:, :tall, :wide]
+            _, rows, columns = piece.shape
+            place = (top, top + rows), (left, left + columns)
+            raster.read(bands, window=place, out=piece)
+            piece[raster.read_masks(bands, window=place) == 0] = np.nan
     return values
 
 
@@ -195,7 +203,7 @@ def split_rows(raster, bands, dtype, window, processes):
     row = raster.width * dtype.itemsize  # bytes
     rows = max(window, int(CHUNK / row / len(bands)))
     block = raster.block_shapes[0][0]
-    if block * row * raster.count <= float(os.environ["GDAL_CACHEMAX"]) * 1e6:
+    if block * row * len(bands) <= 8 * CHUNK:  # more would take too much memory
         rows = math.ceil(rows / block) * block
     rows = min(rows, math.ceil(raster.height / processes))
     return [0, *range(rows + window // 2, raster.height, rows), raster.height]

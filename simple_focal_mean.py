@@ -24,7 +24,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 from scipy.ndimage import convolve1d
 
-STRIP = 64  # rows read at once, so that their mask takes little memory
+PIECE = 4e6  # bytes read at once: GDAL's cache holds them until their mask is read too
 # GDAL's cache of blocks, in MB: it would take 5 % of the node's memory, not the job's.
 os.environ["GDAL_CACHEMAX"] = "32"
 logging.disable()  # what GDAL has to say comes as an exception too
@@ -75,11 +75,19 @@ def read_rows(raster, bands, dtype, start, stop):
     It is NaN where GDAL's mask says that a pixel is not valid.
     """
     values = np.empty((len(bands), stop - start, raster.width), dtype)
-    for top in range(start, stop, STRIP):
-        strip = values[:, top - start : top - start + STRIP]
-        rows = (top, top + strip.shape[1]), (0, raster.width)
-        raster.read(bands, window=rows, out=strip)
-        strip[raster.read_masks(bands, window=rows) == 0] = np.nan
+    tall, wide = raster.block_shapes[0]
+    blocks = max(1, int(PIECE / (tall * wide * len(bands) * dtype.itemsize)))
+    if wide < raster.width:  # tiles
+        wide *= blocks
+    else:  # strips
+        tall *= blocks
+    for top in range(start, stop, tall):
+        for left in range(0, raster.width, wide):
+            piece = values[:, top - start :, left:][:, :tall, :wide]
+            _, rows, columns = piece.shape
+            place = (top, top + rows), (left, left + columns)
+            raster.read(bands, window=place, out=piece)
+            piece[raster.read_masks(bands, window=place) == 0] = np.nan
     return values
 
 

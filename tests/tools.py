@@ -73,3 +73,16 @@ def copy_tracked(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target)
     return Path(folder)
+
+
+def processes(*variables):
+    """Return the folders in /proc of the processes that were started with variables."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            text = environment.read_bytes().decode(errors="replace")
+        except OSError:  # it has ended, or is somebody else's
+            continue
+        if all(variable in text for variable in variables):
+            found.append(environment.parent)
+    return found

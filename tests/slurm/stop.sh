@@ -1,0 +1,36 @@
+#!/bin/bash
+# Stop a Slurm cluster that start.sh started, end its jobs and remove its folder:
+#     bash tests/slurm/stop.sh FOLDER
+set -u
+folder=${1:?is missing: it is in the last line that start.sh printed}
+if [ ! -d "$folder/state" ]; then
+    echo "$folder: start.sh made no such folder" >&2
+    exit 1
+fi
+trap '' INT TERM # a second Ctrl-C would leave the rest running
+export SLURM_CONF=$folder/slurm.conf
+daemons=$(cat "$folder"/*.pid)
+
+running() { # whether this daemon is: its number could be another process's by now
+    grep -qsF "$SLURM_CONF" "/proc/$1/cmdline"
+}
+if timeout 10 scancel --user="$(id -un)" 2>/dev/null; then
+    for _ in {1..400}; do # Slurm kills after 30 seconds what does not end by itself
+        [ -n "$(timeout 10 squeue -h)" ] || break
+        sleep 0.1
+    done
+fi
+for signal in TERM KILL; do
+    for pid in $daemons; do
+        ! running "$pid" || kill -s $signal "$pid"
+    done
+    for _ in {1..100}; do
+        left=0
+        for pid in $daemons; do
+            ! running "$pid" || left=1
+        done
+        [ $left = 1 ] || break 2
+        sleep 0.1
+    done
+done
+rm -rf "$folder"

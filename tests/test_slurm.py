@@ -1,0 +1,358 @@
+"""The batch files on a real Slurm cluster of three nodes, which tests/slurm starts."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import tools
+
+SIMPLE = "batch_job_simple.sh"
+MULTI = "batch_job_multiprocessing.sh"
+ARRAY = "array_job.sh"
+SHEETS = Path(tools.ROOT, "mapsheets.txt").read_text().split()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Give a copy of what git tracks, with .venv."""
+    folder = tools.copy_tracked(tmp_path / "checkout")
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sheet(tmp_path_factory):
+    """Give a sheet of 3000 x 3000 pixels in float32, as the memory requests are for."""
+    values = np.random.default_rng(0).random((1, 3000, 3000), np.float32)
+    return tools.write_raster(tmp_path_factory.mktemp("sheet") / "sheet.tif", values)
+
+
+@pytest.fixture
+def tall(tmp_path):
+    """Give the path of a raster that is slow to write."""
+    return write_tall(tmp_path / "tall.tif")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def late_job(cluster, tmp_path_factory):
+    """Start a job that has no time left; give its number, folder, command and raster.
+
+    Slurm sees it within 30 seconds. It sleeps so long, and the other tests go on.
+    """
+    folder = tools.copy_tracked(tmp_path_factory.mktemp("late"))
+    (folder / ".venv").symlink_to(sys.prefix)
+    raster = write_tall(folder / "tall.tif")
+    command = f"sbatch --mem=2000 {MULTI} {raster}"
+    job = submit(cluster, folder, f"{command} 1001")
+    wait_for(lambda: drafts(folder))
+    # Slurm's shortest limit is a minute, but the end can be moved.
+    ask(cluster, "scontrol", "update", f"job={job}", "EndTime=now+1")
+    for process in processes_of(cluster, job):
+        os.kill(int(process.name), signal.SIGSTOP)
+    return job, folder, command, raster
+
+
+def write_tall(path):
+    """Write a raster of 480 MB that takes a second to write and minutes to blur."""
+    profile = {"width": 3000, "height": 40000, "count": 1, "dtype": "float32"}
+    profile |= {"crs": "EPSG:3067", "sparse_ok": True}
+    transform = rasterio.Affine(2, 0, 500000, 0, -2, 7000000)
+    rasterio.open(path, "w", driver="GTiff", transform=transform, **profile).close()
+    return path
+
+
+def drafts(folder):
+    """Return the unfinished results in a checkout."""
+    return list((folder / "smooth").glob(".tall.tif.*"))
+
+
+def ask(cluster, *command, cwd=None):
+    """Run one of Slurm's programs; return what it prints."""
+    command = [str(word) for word in command]
+    done = subprocess.run(
+        command, cwd=cwd, env=cluster, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+def submit(cluster, folder, command):
+    """Type a command in a folder, which must submit a job; return the job's number."""
+    answer = ask(cluster, *command.split(), cwd=folder)
+    return re.fullmatch(r"Submitted batch job (\d+)\n", answer)[1]
+
+
+def wait_for(condition):
+    """Return what condition() gives as soon as it is true, at the latest in 2 minutes."""
+    latest = time.monotonic() + 120
+    while not (value := condition()):
+        assert time.monotonic() < latest, "it took too long"
+        time.sleep(0.05)
+    return value
+
+
+def show(cluster, job):
+    """Return what Slurm knows about a job, as a dictionary for each task, in order."""
+    lines = ask(cluster, "scontrol", "--oneliner", "show", "job", job).splitlines()
+    tasks = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines]
+    return sorted(tasks, key=lambda task: task.get("ArrayTaskId", ""))
+
+
+def ended(cluster, job):
+    """Return what Slurm knows about a job once all of its tasks have ended, else None."""
+    tasks = show(cluster, job)
+    going = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
+    return None if going & {task["JobState"] for task in tasks} else tasks
+
+
+def run(cluster, folder, command):
+    """Submit a job and wait for its end; return what Slurm knows, task by task."""
+    job = submit(cluster, folder, command)
+    return wait_for(lambda: ended(cluster, job))
+
+
+def states(tasks):
+    """Return the states in which the tasks of a job ended."""
+    return [task["JobState"] for task in tasks]
+
+
+def results(folder):
+    """Return the names of all in folder smooth, hidden or not, but .gitignore."""
+    return sorted(
+        {path.name for path in (folder / "smooth").iterdir()} - {".gitignore"}
+    )
+
+
+def names(rasters):
+    """Return the names of the results that these rasters have."""
+    return sorted(Path(raster).name for raster in rasters)
+
+
+def texts(folder):
+    """Return what the job wrote to out.txt and to err.txt."""
+    return (folder / "out.txt").read_text(), (folder / "err.txt").read_text()
+
+
+def pixels(path):
+    """Return all values of a raster."""
+    with rasterio.open(path) as raster:
+        return raster.read()
+
+
+def processes_of(cluster, job):
+    """Return the folders in /proc of a job's processes, even if Slurm lost them."""
+    return tools.processes(
+        f"SLURM_CONF={cluster['SLURM_CONF']}", f"SLURM_JOB_ID={job}\0"
+    )
+
+
+def has_open(process, path):
+    """Tell whether a process, given by its folder in /proc, has a file open."""
+    try:
+        return path in [link.readlink() for link in (process / "fd").iterdir()]
+    except OSError:  # it has ended meanwhile
+        return False
+
+
+def test_simple(cluster, checkout, tmp_path):
+    (task,) = run(cluster, checkout, "sbatch batch_job_simple.sh")
+    out, err = texts(checkout)
+    assert (task["JobState"], task["ExitCode"], err) == ("COMPLETED", "0:0", "")
+    assert out.startswith("smooth/jacksboro_nw.tif: 220 x 150 pixels, window 15 x 15")
+    direct = tools.blur(tools.SIMPLE, checkout / SHEETS[0], cwd=tmp_path)
+    result = checkout / "smooth" / "jacksboro_nw.tif"
+    assert result.read_bytes() == direct.read_bytes()
+    assert task["TimeLimit"] == "00:01:00"  # asked for are 5 seconds
+    assert task["Partition"] == "serial"
+
+
+def test_array(cluster, checkout):
+    tasks = run(cluster, checkout, "sbatch array_job.sh")
+    assert states(tasks) == ["COMPLETED"] * 2
+    assert results(checkout) == names(SHEETS[:2])
+    job = tasks[0]["ArrayJobId"]
+    logs = sorted(checkout.glob("array_job_*.txt"))
+    wanted = [
+        f"array_job_{kind}_{job}_{n}.txt" for kind in ("err", "out") for n in "12"
+    ]
+    assert [log.name for log in logs] == wanted
+    assert [log.read_text() for log in logs[:2]] == ["", ""]
+    for log, path in zip(logs[2:], SHEETS):
+        assert log.read_text().startswith(f"smooth/{Path(path).name}: ")
+
+
+def test_array_of_four_on_several_nodes(cluster, checkout):
+    # Two tasks of 9 CPUs do not fit on a node of 16.
+    tasks = run(cluster, checkout, "sbatch --array=1-4 --cpus-per-task=9 array_job.sh")
+    assert states(tasks) == ["COMPLETED"] * 4
+    assert len({task["BatchHost"] for task in tasks}) > 1
+    assert results(checkout) == names(SHEETS)
+
+
+def test_multiprocessing(cluster, checkout, tmp_path):
+    (task,) = run(cluster, checkout, "sbatch batch_job_multiprocessing.sh")
+    out, err = texts(checkout)
+    assert (task["JobState"], task["ExitCode"], err) == ("COMPLETED", "0:0", "")
+    assert "smooth/jacksboro.tif: 403 x 344 pixels" in out
+    raster = checkout / "tests" / "data" / "jacksboro.vrt"
+    direct = tools.blur(tools.SIMPLE, raster, cwd=tmp_path)
+    result = pixels(checkout / "smooth" / "jacksboro.tif")
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, pixels(direct))
+
+
+@pytest.mark.parametrize(("option", "count"), [("", 4), ("--cpus-per-task=3 ", 3)])
+def test_as_many_processes_as_cpus(cluster, checkout, sheet, option, count):
+    job = submit(cluster, checkout, f"sbatch {option}{MULTI} {sheet} 101")
+    most = 0
+    while not ended(cluster, job):
+        of_job = processes_of(cluster, job)
+        most = max(most, sum(has_open(process, sheet) for process in of_job))
+    assert texts(checkout)[1] == ""
+    assert most == 1 + count  # the one that writes has it open, too
+
+
+def test_module_in_place_of_venv(cluster, checkout):
+    (checkout / ".venv").unlink()
+    (task,) = run(cluster, checkout, "sbatch batch_job_simple.sh")
+    assert (task["JobState"], texts(checkout)[1]) == ("COMPLETED", "")
+    assert results(checkout) == names(SHEETS[:1])
+
+
+@pytest.mark.parametrize("batch_file", [SIMPLE, MULTI, ARRAY])
+def test_neither_venv_nor_module(cluster, checkout, batch_file):
+    (checkout / ".venv").unlink()
+    cluster = cluster | {"MODULEPATH": ""}
+    options = "--array=1 --error=err.txt --output=out.txt"
+    (task,) = run(cluster, checkout, f"sbatch {options} {batch_file}")
+    assert (task["JobState"], task["ExitCode"]) == ("FAILED", "1:0")
+    wanted = (
+        "No Python with rasterio: make .venv as README says, or load a module here\n"
+    )
+    assert texts(checkout) == ("", wanted)
+
+
+@pytest.mark.parametrize("batch_file", [SIMPLE, MULTI])
+def test_raster_and_window_as_arguments(cluster, checkout, batch_file):
+    run(cluster, checkout, f"sbatch {batch_file} {SHEETS[2]} 5")
+    out, err = texts(checkout)
+    assert ("window 5 x 5" in out, err) == (True, "")
+    assert results(checkout) == names(SHEETS[2:3])
+
+
+def test_list_and_window_as_arguments(cluster, checkout):
+    (checkout / "mine.txt").write_text(f"{SHEETS[3]}\n{SHEETS[2]}\n")
+    tasks = run(cluster, checkout, "sbatch array_job.sh mine.txt 5")
+    assert states(tasks) == ["COMPLETED"] * 2
+    assert results(checkout) == names(SHEETS[2:])
+    out = (checkout / f"array_job_out_{tasks[0]['ArrayJobId']}_1.txt").read_text()
+    assert out.startswith(f"smooth/{Path(SHEETS[3]).name}: ") and "window 5 x 5" in out
+
+
+@pytest.mark.parametrize(
+    ("array", "lines"), [("1-4:2", [[1, 2], [3, 4]]), ("1,3", [[1], [3]])]
+)
+def test_lines_of_each_task(cluster, checkout, array, lines):
+    tasks = run(cluster, checkout, f"sbatch --array={array} array_job.sh")
+    assert states(tasks) == ["COMPLETED"] * 2
+    for task, wanted in zip(tasks, lines, strict=True):
+        out = Path(task["StdOut"]).read_text()
+        done = re.findall(r"^(smooth/\S+): ", out, re.MULTILINE)
+        assert done == [f"smooth/{Path(SHEETS[line - 1]).name}" for line in wanted]
+    assert results(checkout) == names(SHEETS[n - 1] for some in lines for n in some)
+
+
+def test_index_past_the_end_of_the_list(cluster, checkout):
+    tasks = run(cluster, checkout, "sbatch --array=3-5 array_job.sh")
+    assert states(tasks) == ["COMPLETED", "COMPLETED", "FAILED"]
+    assert tasks[2]["ExitCode"] == "1:0"
+    err = Path(tasks[2]["StdErr"]).read_text()
+    assert err.startswith("mapsheets.txt, line 5: ") and err.count("\n") == 1
+    assert results(checkout) == names(SHEETS[2:])
+
+
+def test_options_on_the_command_line_win(cluster, checkout):
+    options = "--partition=test --time=2 --mem=300 --cpus-per-task=2"
+    (task,) = run(cluster, checkout, f"sbatch {options} batch_job_simple.sh")
+    assert task["JobState"] == "COMPLETED"
+    assert (task["Partition"], task["TimeLimit"]) == ("test", "00:02:00")
+    assert (task["MinMemoryNode"], task["NumCPUs"]) == ("300M", "2")
+
+
+@pytest.mark.parametrize("batch_file", [SIMPLE, MULTI])
+def test_memory_request(cluster, checkout, sheet, batch_file):
+    # A large window takes more time, and no less memory: Slurm looks once a second.
+    job = submit(cluster, checkout, f"sbatch {batch_file} {sheet} 301")
+    sstat = ["sstat", "--noheader", "--parsable2", "--format=MaxRSS", f"{job}.batch"]
+    most = 0
+    while not (tasks := ended(cluster, job)):
+        answer = subprocess.run(
+            sstat, env=cluster, capture_output=True, text=True, check=False
+        ).stdout  # empty before the job's start and after its end
+        most = max([most, *map(int, re.findall(r"(\d+)K", answer))])
+        time.sleep(0.2)
+    request = int(re.fullmatch(r"(\d+)M", tasks[0]["MinMemoryNode"])[1])
+    print(f"{batch_file}: {most / 1024:.0f} MB of {request} MB")
+    assert states(tasks) == ["COMPLETED"]
+    assert request / 3 < most / 1024 < request
+
+
+@pytest.mark.parametrize("batch_file", [SIMPLE, MULTI])
+def test_too_small_memory_request(cluster, checkout, sheet, batch_file):
+    (task,) = run(cluster, checkout, f"sbatch --mem=1 {batch_file} {sheet} 301")
+    ending = task["JobState"], task["Reason"], task["ExitCode"]
+    assert ending == ("FAILED", "JobLaunchFailure", "0:9")
+    err = texts(checkout)[1]
+    assert re.search(
+        r"^slurmstepd.*: error: Exceeded job memory limit$", err, re.MULTILINE
+    )
+    assert "sheet.tif" not in results(checkout)
+    (task,) = run(cluster, checkout, f"sbatch {batch_file} {sheet}")
+    assert task["JobState"] == "COMPLETED"
+    assert "sheet.tif" in results(checkout)
+
+
+def check_stopped(cluster, folder, job, command, tall):
+    """Check that a stopped job has left nothing, and that the next run succeeds."""
+    assert "stopped by SIGTERM, no result" in texts(folder)[1]
+    wait_for(lambda: not processes_of(cluster, job))
+    assert results(folder) == []
+    tools.write_raster(tall, np.ones((1, 20, 20), np.float32))  # a fast one
+    (task,) = run(cluster, folder, command)
+    assert (task["JobState"], texts(folder)[1]) == ("COMPLETED", "")
+    assert "tall.tif" in results(folder)
+
+
+@pytest.mark.parametrize(
+    "job_and_raster",
+    [
+        "batch_job_simple.sh {}",
+        "batch_job_multiprocessing.sh {}",
+        "--array=1-2:2 --output=out.txt --error=err.txt array_job.sh list.txt",
+    ],
+)
+def test_cancelled_while_writing(cluster, checkout, tall, job_and_raster):
+    (checkout / "list.txt").write_text(f"{tall}\n{SHEETS[0]}\n")
+    command = f"sbatch --mem=2000 {job_and_raster}".format(tall)
+    job = submit(cluster, checkout, f"{command} 1")
+    wait_for(lambda: drafts(checkout))
+    ask(cluster, "scancel", job)
+    (task,) = wait_for(lambda: ended(cluster, job))
+    assert task["JobState"] == "CANCELLED"
+    assert re.search(r"\*\*\* JOB \d+ ON c\d CANCELLED AT ", texts(checkout)[1])
+    check_stopped(cluster, checkout, job, command, tall)
+
+
+def test_out_of_time(cluster, late_job):
+    job, folder, command, raster = late_job
+    (task,) = wait_for(lambda: ended(cluster, job))
+    assert (task["JobState"], task["Reason"]) == ("TIMEOUT", "TimeLimit")
+    assert "DUE TO TIME LIMIT ***" in texts(folder)[1]
+    check_stopped(cluster, folder, job, command, raster)
