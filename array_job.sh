@@ -14,7 +14,7 @@
 list=${1:-mapsheets.txt}
 first=${SLURM_ARRAY_TASK_ID:?is missing: start this with sbatch, or set it to a line}
 last=$((first + ${SLURM_ARRAY_TASK_STEP:-1} - 1)) # a step of 100 is 100 lines a task
-end=$(sed -n '/[^[:space:]]/=' "$list" | tail -n 1) # the last line that is not blank
+end=$(sed -n '/[^[:space:]]/=' <"$list" | tail -n 1) # the last line that is not blank
 if [ "$first" -gt "${end:-0}" ]; then
     echo "$list, line $first: no raster there, the last one is in line ${end:-0}" >&2
     exit 1
@@ -38,7 +38,7 @@ source .venv/bin/activate 2>/dev/null || module load geo-env 2>/dev/null || {
 trap "exit 143" TERM # when Slurm ends the job: after Python, which is told too
 status=0
 for line in $(seq "$first" $((last < end ? last : end))); do
-    raster=$(sed -n "${line}p" "$list" | tr -d '\r') # Windows ends its lines with \r
+    raster=$(sed -n "${line}p" <"$list" | tr -d '\r') # Windows ends its lines with \r
     if [ -z "$raster" ]; then
         echo "$list, line $line: empty" >&2
         status=1

@@ -130,35 +130,57 @@ def new_result(target, raster, bands, dtype):
             print(f"{os.path.join(folder, other)}: {problem}", file=sys.stderr)
 
     def stop(number, frame):
-        signal.signal(number, signal.SIG_IGN)  # once is enough: the rest is cleaning up
+        on_signals(signal.SIG_IGN)  # the rest is cleaning up
         raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}, no result")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    on_signals(stop)
     height, width = raster.shape
     profile = {"width": width, "height": height, "count": len(bands), "dtype": dtype}
     profile |= {"nodata": np.nan, "interleave": "band", "rpcs": raster.rpcs}
     gcps, crs = raster.gcps
     place = {"gcps": gcps} if gcps else {"transform": raster.transform}
+    place["crs"] = crs or raster.crs
     # Beside the target, as a file can be renamed only within its file system.
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as draft:
         draft = os.path.join(draft, name)
-        with rasterio.open(
-            draft, "w", driver="GTiff", crs=crs or raster.crs, **profile, **place
-        ) as result:
-            result.update_tags(AREA_OR_POINT=raster.tags().get("AREA_OR_POINT", "Area"))
-            for item in ("descriptions", "scales", "offsets", "units"):
-                values = getattr(raster, item)
-                setattr(result, item, [values[band - 1] for band in bands])
-            yield result
-        # When the disk fills as a file is closed, GDAL does not say so.
-        with rasterio.open(draft):
-            if os.path.getsize(draft) < len(bands) * height * width * dtype.itemsize:
-                raise OSError("the result is not whole: is the disk full?")
+        try:
+            with rasterio.open(draft, "w", "GTiff", **profile, **place) as result:
+                point = raster.tags().get("AREA_OR_POINT", "Area")
+                result.update_tags(AREA_OR_POINT=point)
+                for item in ("descriptions", "scales", "offsets", "units"):
+                    values = getattr(raster, item)
+                    setattr(result, item, [values[band - 1] for band in bands])
+                yield result
+            check_blocks(draft)
+        except rasterio.errors.RasterioError as error:
+            problem = f"cannot write the result, is the disk full? {reason(error)}"
+            raise OSError(problem) from error
+        on_signals(signal.SIG_IGN)  # it is as good as done
         for ending in (".aux.xml", ".ovr", ".msk"):  # statistics of an earlier result
             with contextlib.suppress(FileNotFoundError):
                 os.remove(target + ending)
         os.replace(draft, target)
+
+
+def check_blocks(path):
+    """Raise OSError where a block of a GeoTIFF is not in the file.
+
+    When the disk fills as a file is closed, GDAL does not say so.
+    """
+    size = os.path.getsize(path)
+    with rasterio.open(path) as raster:
+        for band, (tall, _) in zip(raster.indexes, raster.block_shapes):
+            for block in range(len(range(0, raster.height, tall))):
+                begin = raster.get_tag_item(f"BLOCK_OFFSET_0_{block}", "TIFF", band)
+                length = raster.get_tag_item(f"BLOCK_SIZE_0_{block}", "TIFF", band)
+                if None in (begin, length) or int(begin) + int(length) > size:
+                    raise OSError("the result is not whole: is the disk full?")
+
+
+def on_signals(handler):
+    """Have Ctrl-C and what Slurm sends at the time limit handled by handler."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def reason(error):
@@ -191,6 +213,9 @@ def main(path, window):
 
 if __name__ == "__main__":
     arguments = parse_arguments(sys.argv[1:])
+    # Errors are told by fail alone, not by libtiff as well, which writes to file 2.
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.excepthook = fail
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends scipy's loops too
     main(*arguments)

@@ -141,7 +141,7 @@ def test_shared_functions_are_the_same_text():
     assert shared == set(functions[0]) - {"main"}
     for name in shared:
         assert functions[0][name] == functions[1][name]
-    begin = "STRIP = "
+    begin = "PIECE = "
     tops = [source[source.index(begin) :].split("\n\n\n")[0] for source in sources]
     assert tops[0] == tops[1]
 
