@@ -16,4 +16,5 @@ for program in sbatch slurmctld slurmd gdalbuildvrt shellcheck /usr/share/lmod; 
         break
     fi
 done
-exec .venv/bin/python -m pytest -ra tests "$@"
+# Each file in a process of its own, as many tests wait for something.
+exec .venv/bin/python -m pytest -ra --numprocesses 3 --dist loadfile tests "$@"
