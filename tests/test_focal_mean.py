@@ -5,6 +5,7 @@ import importlib.util
 import os
 import signal
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -420,7 +421,7 @@ def test_layouts(profile, blurred):
     _, result = blurred(bands, nodata=-9999, **profile)
     check(result.name, bands, valid, 5)
     assert result.compression is None
-    assert not result.is_tiled
+    assert result.block_shapes[0][1] == result.width  # strips, not tiles
 
 
 def test_jpeg_and_palette_do_not_break_the_result(blurred, tmp_path):
@@ -513,11 +514,18 @@ def test_mapsheets_lists_the_four_sheets():
         "ruff format --check .",
         "codespell --skip .git,.venv,smooth,.hypothesis .",
         "shellcheck --exclude=SC1091 array_job.sh tests/run.sh .ci/run",
+        "shellcheck tests/slurm/start.sh tests/slurm/stop.sh",
         "shellcheck --exclude=SC1091 batch_job_simple.sh batch_job_multiprocessing.sh",
     ],
 )
 def test_form(command):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        command.split(), cwd=ROOT, capture_output=True, text=True, check=False
+        command.split(),
+        cwd=ROOT,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import rasterio
+from rasterio.transform import rowcol
 from scipy import ndimage
 from tools import ROOT, SIMPLE, copy_tracked
 
@@ -75,7 +76,7 @@ def test_commands_in_their_order(cluster, tmp_path):
             assert np.isfinite(mosaic[7:-7, 7:-7]).all()
         if "together.vrt" in text:  # it reaches over the mosaic's edges
             together, wider = read(checkout / "together.vrt")
-            column, row = (round(number) for number in ~wider * (place.c, place.f))
+            row, column = rowcol(wider, place.c, place.f, op=round)
             height, width = mosaic.shape
             together = together[row : row + height, column : column + width]
             assert together.tobytes() == mosaic.tobytes()
