@@ -7,11 +7,10 @@ WINDOW  side of the square window in pixels, an odd number; 15 unless given
 
 The result is smooth/NAME.tif in the current folder, in floating point. A pixel whose
 window reaches over the raster's edge, or touches a pixel that is not valid, becomes
-nodata (NaN). Several processes work on chunks of rows in little
-memory.
+nodata (NaN). Several processes work on chunks of rows, in memory that does not grow
+with the raster's height.
 """
 
-import collections
 import contextlib
 import functools
 import logging
@@ -219,13 +218,13 @@ def split_rows(raster, bands, dtype, window, processes):
     """Return the rows at which the even-sized chunks begin, and the raster's height.
 
     A chunk takes about CHUNK bytes, and at least window rows, as its halo should not
-    outweigh it. It has whole rows of blocks where GDAL's cache holds one, and begins
-    window // 2 below them: it and its halo then touch one row of blocks more, not two.
+    outweigh it. It has whole rows of blocks, unless these take over 8 x CHUNK, and
+    begins window // 2 below them: so its halo touches one row of blocks more, not two.
     """
     row = raster.width * dtype.itemsize  # bytes
     rows = max(window, int(CHUNK / row / len(bands)))
     block = raster.block_shapes[0][0]
-    if block * row * len(bands) <= 8 * CHUNK:  # more would take too much memory
+    if block * row * len(bands) <= 8 * CHUNK:
         rows = math.ceil(rows / block) * block
     rows = min(rows, math.ceil(raster.height / processes))
     return [0, *range(rows + window // 2, raster.height, rows), raster.height]
@@ -274,9 +273,7 @@ def finish(task, workers):
     while not task.ready():
         task.wait(1)
         if set(multiprocessing.active_children()) != workers:  # a Pool would not tell
-            raise OSError(
-                "a worker was killed, likely for lack of memory: ask for more"
-            )
+            raise OSError("a worker was killed, likely as memory ran out: ask for more")
     task.get()
 
 
@@ -299,17 +296,15 @@ def main(path, window):
         pool = multiprocessing.Pool(processes, start_worker, job)
         workers = set(multiprocessing.active_children())
         with new_result(target, raster, bands, dtype) as result:
-            tasks = [
-                pool.apply_async(blur_chunk, [chunk]) for chunk in range(len(ring))
-            ]
-            tasks = collections.deque(tasks)
+            first = range(len(ring))
+            tasks = [pool.apply_async(blur_chunk, [chunk]) for chunk in first]
             for chunk in range(chunks):
-                finish(tasks.popleft(), workers)
+                finish(tasks[chunk], workers)
                 start, stop = edges[chunk : chunk + 2]
                 values = ring[chunk % len(ring), :, : stop - start]
                 result.write(values, window=((start, stop), (0, raster.width)))
-                if chunk + len(ring) < chunks:
-                    tasks.append(pool.apply_async(blur_chunk, [chunk + len(ring)]))
+                if len(tasks) < chunks:
+                    tasks.append(pool.apply_async(blur_chunk, [len(tasks)]))
                 shown, show = (len(PROGRESS) * (chunk + i) // chunks for i in (0, 1))
                 print(PROGRESS[shown:show], end="", flush=True)
     print(" - done.")

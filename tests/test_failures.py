@@ -461,7 +461,7 @@ def test_disk_full(run_fast, small, small_disk, script, cache):
             assert target.read_bytes() == whole, free
             target.write_text("earlier")
         else:
-            check_one_line(done, small)
+            check_one_line(done, small, "the disk full?")
             assert target.read_text() == "earlier", free
             failures += 1
     assert len(whole) / 4096 <= failures < len(whole) / 4096 + 4
@@ -477,7 +477,7 @@ def test_disk_full_of_a_larger_result(run_fast, sheet, small_disk, script):
     (disk / "smooth" / sheet.name).unlink()
     for free in (4096, size // 2, *range(size - 30_000, size - 4096, 4096)):
         leave(free)
-        check_one_line(run_fast(script, sheet, cwd=disk), sheet)
+        check_one_line(run_fast(script, sheet, cwd=disk), sheet, "the disk full?")
         assert files(disk) == ["smooth"]
 
 
