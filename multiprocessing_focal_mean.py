@@ -270,11 +270,11 @@ def blur_chunk(chunk):
 
 def finish(task, workers):
     """Wait for a task. Raises its error, or OSError when a worker died meanwhile."""
-    while not task.ready():
+    while set(multiprocessing.active_children()) == workers:  # a Pool does not tell
+        if task.ready():
+            return task.get()
         task.wait(1)
-        if set(multiprocessing.active_children()) != workers:  # a Pool would not tell
-            raise OSError("a worker was killed, likely as memory ran out: ask for more")
-    task.get()
+    raise OSError("a worker was killed, likely as memory ran out: ask for more")
 
 
 def main(path, window):

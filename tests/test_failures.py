@@ -741,19 +741,19 @@ def test_start_methods(tmp_path, small, method):
     (hook / "sitecustomize.py").write_text(
         f"import multiprocessing\nmultiprocessing.set_start_method({method!r})\n"
     )
-    (tmp_path / "tmp").mkdir()
-    places = {"PYTHONPATH": str(hook), "TMPDIR": str(tmp_path / "tmp")}
-    with started(MULTI, small, cwd=tmp_path / "good", **places) as process:
-        done = end_soon(process)
-    assert (done.returncode, done.stderr) == (0, "")
+    with tempfile.TemporaryDirectory() as folder:  # short, for the forkserver's socket
+        places = {"PYTHONPATH": str(hook), "TMPDIR": folder}
+        with started(MULTI, small, cwd=tmp_path / "good", **places) as process:
+            done = end_soon(process)
+        assert (done.returncode, done.stderr) == (0, "")
+        if method != "forkserver":  # whose socket stays, as the script ends at once
+            assert files(folder) == []
+        with started(MULTI, damaged, cwd=tmp_path / "bad", **places) as process:
+            check_one_line(end_soon(process), damaged, "IReadBlock failed")
     run(SIMPLE, small, cwd=tmp_path)
     result = read(tmp_path / "smooth" / "small.tif")
     same = read(tmp_path / "good" / "smooth" / "small.tif")
     assert same.tobytes() == result.tobytes()
-    if method != "forkserver":  # whose socket stays, as the script ends at once
-        assert files(tmp_path / "tmp") == []
-    with started(MULTI, damaged, cwd=tmp_path / "bad", **places) as process:
-        check_one_line(end_soon(process), damaged, "IReadBlock failed")
 
 
 # Names and lists
