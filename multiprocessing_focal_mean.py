@@ -32,9 +32,9 @@ from scipy.ndimage import convolve1d
 
 CHUNK = 8e6  # bytes of a chunk of rows, few enough for the processor's cache
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
-PIECE = 4e6  # bytes read at once: GDAL's cache holds them until their mask is read too
+PIECE = 2e6  # bytes read at once: GDAL's cache holds them until their mask is read too
 # GDAL's cache of blocks, in MB: it would take 5 % of the node's memory, not the job's.
-os.environ["GDAL_CACHEMAX"] = "32"
+os.environ["GDAL_CACHEMAX"] = "16"
 logging.disable()  # what GDAL has to say comes as an exception too
 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
 
@@ -50,8 +50,8 @@ def parse_arguments(arguments):
     path, window, *_ = [*arguments, "15", ""]
     if len(arguments) not in (1, 2):
         problem = f"{len(arguments)} arguments given, but it takes RASTER and WINDOW"
-    elif not window.isdecimal() or int(window) % 2 == 0:
-        problem = f"WINDOW must be an odd number of pixels, not {window}"
+    elif not window.isdecimal() or len(window) > 5 or int(window) % 2 == 0:
+        problem = f"WINDOW must be an odd number of pixels, to 99999, not {window}"
     else:
         return path, int(window)
     print(__doc__, problem, sep="\n", file=sys.stderr)
