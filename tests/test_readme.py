@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -107,6 +108,14 @@ def test_other_kernel_is_a_gaussian(tmp_path):
     gaussian.average(values, 15, 2, output=values)
     inside = np.s_[7:-7, 7:-7]
     np.testing.assert_allclose(values[0][inside], expected[inside], rtol=1e-9)
+
+
+def test_pictures_can_be_drawn_again(tmp_path):
+    script = ROOT / "tests/pictures/make_pictures.py"
+    subprocess.run([sys.executable, script, tmp_path], check=True)
+    kept = {picture.name for picture in script.parent.glob("*.png")}
+    assert {picture.name for picture in tmp_path.iterdir()} == kept
+    assert all(f"tests/pictures/{name}" in README for name in kept)
 
 
 def test_links_within_the_page_work():
