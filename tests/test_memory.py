@@ -47,7 +47,7 @@ def promised(width, window, bands=1, block_rows=1):
     """Return the MB that README gives for float32, where a row of blocks is < 64 MB."""
     row = width * bands * 4 / 1e6
     chunk = max(8, window * row, block_rows * row)
-    return 100 + PROCESSES * (30 + 3 * chunk + 2 * window * row)
+    return 100 + PROCESSES * (40 + 3 * chunk + 2 * window * row)
 
 
 @pytest.mark.parametrize(
