@@ -3,7 +3,7 @@
 #SBATCH --output=array_job_out_%A_%a.txt    # a file for each task: %A is the job's
 #SBATCH --error=array_job_err_%A_%a.txt     # number and %a the task's
 #SBATCH --partition=serial       # the queue for jobs on one node, Taito's default
-#SBATCH --time=00:00:05          # each task ends after this time at the latest
+#SBATCH --time=00:00:05          # each task may take 5 seconds; Slurm grants a minute
 #SBATCH --ntasks=1               # each task starts one program,
 #SBATCH --cpus-per-task=1        # which runs in one process
 #SBATCH --mem=200                # MB for each task, for a sheet of 3000 x 3000 pixels

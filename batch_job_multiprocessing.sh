@@ -3,7 +3,7 @@
 #SBATCH --output=out.txt         # what the script prints goes here,
 #SBATCH --error=err.txt          # and what went wrong goes here
 #SBATCH --partition=serial       # the queue for jobs on one node, Taito's default
-#SBATCH --time=00:00:05          # the job ends after this time at the latest
+#SBATCH --time=00:00:05          # the job may take 5 seconds; Slurm grants a minute
 #SBATCH --ntasks=1               # one program is started,
 #SBATCH --cpus-per-task=4        # which runs in as many processes, on one node
 #SBATCH --mem=600                # MB, for all processes of the job together

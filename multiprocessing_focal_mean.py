@@ -32,7 +32,7 @@ from scipy.ndimage import convolve1d
 
 CHUNK = 8e6  # bytes of a chunk of rows, few enough for the processor's cache
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
-PIECE = 2e6  # bytes read at once: GDAL's cache holds them until their mask is read too
+PIECE = 2e6  # bytes read at once, few enough to be in GDAL's cache for their mask
 # GDAL's cache of blocks, in MB: it would take 5 % of the node's memory, not the job's.
 os.environ["GDAL_CACHEMAX"] = "16"
 logging.disable()  # what GDAL has to say comes as an exception too
@@ -218,7 +218,7 @@ def split_rows(raster, bands, dtype, window, processes):
     """Return the rows at which the even-sized chunks begin, and the raster's height.
 
     A chunk takes about CHUNK bytes, and at least window rows, as its halo should not
-    outweigh it. It has whole rows of blocks, unless these take over 8 x CHUNK, and
+    outweigh it, rounded up to whole rows of blocks if one takes at most 8 x CHUNK. It
     begins window // 2 below them: so its halo touches one row of blocks more, not two.
     """
     row = raster.width * dtype.itemsize  # bytes
@@ -235,7 +235,7 @@ def start_worker(*shared):
     global job
     job = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    sys.stderr = sys.__stderr__  # nowhere, as the parent says what went wrong
+    sys.stderr = sys.__stderr__  # to /dev/null: the parent says what went wrong
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
@@ -269,8 +269,11 @@ def blur_chunk(chunk):
 
 
 def finish(task, workers):
-    """Wait for a task. Raises its error, or OSError when a worker died meanwhile."""
-    while set(multiprocessing.active_children()) == workers:  # a Pool does not tell
+    """Wait for a task. Raises its error, or OSError when a worker died meanwhile.
+
+    A Pool replaces a dead worker, but its task would never end.
+    """
+    while set(multiprocessing.active_children()) == workers:  # else one has died
         if task.ready():
             return task.get()
         task.wait(1)
@@ -288,7 +291,8 @@ def main(path, window):
         chunks = len(edges) - 1
         # The ring has slots of one chunk each, in memory that all processes share. A
         # slot is filled by a worker, written to the result by this process, in order,
-        # and filled again. So memory is bounded, even if the disk is slow.
+        # and filled again. So memory is bounded, even if the disk is slow. A worker
+        # holds one more chunk, with its halo.
         shape = min(chunks, 2 * processes), len(bands), edges[1], raster.width
         memory = RawArray("b", math.prod(shape) * dtype.itemsize)
         ring = np.frombuffer(memory, dtype).reshape(shape)

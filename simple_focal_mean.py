@@ -24,7 +24,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 from scipy.ndimage import convolve1d
 
-PIECE = 2e6  # bytes read at once: GDAL's cache holds them until their mask is read too
+PIECE = 2e6  # bytes read at once, few enough to be in GDAL's cache for their mask
 # GDAL's cache of blocks, in MB: it would take 5 % of the node's memory, not the job's.
 os.environ["GDAL_CACHEMAX"] = "16"
 logging.disable()  # what GDAL has to say comes as an exception too
