@@ -13,7 +13,6 @@ with the raster's height.
 
 import contextlib
 import functools
-import logging
 import math
 import multiprocessing
 import os
@@ -35,7 +34,6 @@ PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
 PIECE = 2e6  # bytes read at once, few enough to be in GDAL's cache for their mask
 # GDAL's cache of blocks, in MB: it would take 5 % of the node's memory, not the job's.
 os.environ["GDAL_CACHEMAX"] = "16"
-logging.disable()  # what GDAL has to say comes as an exception too
 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
 
 

@@ -11,7 +11,6 @@ nodata (NaN). One process works on the whole raster in memory.
 """
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -27,7 +26,6 @@ from scipy.ndimage import convolve1d
 PIECE = 2e6  # bytes read at once, few enough to be in GDAL's cache for their mask
 # GDAL's cache of blocks, in MB: it would take 5 % of the node's memory, not the job's.
 os.environ["GDAL_CACHEMAX"] = "16"
-logging.disable()  # what GDAL has to say comes as an exception too
 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
 
 
