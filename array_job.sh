@@ -3,14 +3,15 @@
 #SBATCH --output=array_job_out_%A_%a.txt    # a file for each task: %A is the job's
 #SBATCH --error=array_job_err_%A_%a.txt     # number and %a the task's
 #SBATCH --partition=serial       # the queue for jobs on one node, Taito's default
-#SBATCH --time=00:00:05          # each task may take 5 seconds; Slurm grants a minute
+#SBATCH --time=00:00:05          # for each task; Slurm rounds up to a minute
 #SBATCH --ntasks=1               # each task starts one program,
-#SBATCH --cpus-per-task=1        # which runs in one process
-#SBATCH --mem=200                # MB for each task, for a sheet of 3000 x 3000 pixels
+#SBATCH --cpus-per-task=1        # which runs on so many CPUs of one node
+#SBATCH --mem-per-cpu=300        # MB for each of these CPUs
 #SBATCH --array=1-2              # the tasks: one for each of the lines 1 to 2
 
 # sbatch array_job.sh [LIST [WINDOW]]: blur the rasters that a list names, one a line.
 
+script=simple_focal_mean.py # or multiprocessing_focal_mean.py
 list=${1:-mapsheets.txt}
 first=${SLURM_ARRAY_TASK_ID:?is missing: start this with sbatch, or set it to a line}
 last=$((first + ${SLURM_ARRAY_TASK_STEP:-1} - 1)) # a step of 100 is 100 lines a task
@@ -44,6 +45,6 @@ for line in $(seq "$first" $((last < end ? last : end))); do
         status=1
         continue
     fi
-    python simple_focal_mean.py "$raster" "${@:2}" || status=$?
+    python "$script" -- "$raster" "${@:2}" || status=$?
 done
 exit $status

@@ -3,17 +3,18 @@
 #SBATCH --output=out.txt         # what the script prints goes here,
 #SBATCH --error=err.txt          # and what went wrong goes here
 #SBATCH --partition=serial       # the queue for jobs on one node, Taito's default
-#SBATCH --time=00:00:05          # the job may take 5 seconds; Slurm grants a minute
+#SBATCH --time=00:00:05          # hours:minutes:seconds; Slurm rounds up to a minute
 #SBATCH --ntasks=1               # one program is started,
-#SBATCH --cpus-per-task=1        # which runs in one process
-#SBATCH --mem=200                # MB, for a sheet of 3000 x 3000 pixels
+#SBATCH --cpus-per-task=1        # which runs on so many CPUs of one node
+#SBATCH --mem-per-cpu=300        # MB for each of these CPUs
 
-# sbatch batch_job_simple.sh [RASTER [WINDOW]]: blur a raster, else the first map sheet.
+# sbatch batch_job_simple.sh [RASTER [WINDOW]]
 
 # Python with rasterio: .venv in the folder where you submit, else Taito's module.
 source .venv/bin/activate 2>/dev/null || module load geo-env 2>/dev/null || {
     echo "No Python with rasterio: make .venv as README says, or load a module here" >&2
     exit 1
 }
-# In the place of this shell, so that Python is told when Slurm ends the job.
-exec python simple_focal_mean.py "${1:-$(head -n 1 mapsheets.txt)}" "${@:2}"
+# In the place of this shell, so that Python is told when Slurm ends the job. No srun:
+# from Slurm 22.05 on it would give several processes one CPU.
+exec python simple_focal_mean.py "${1:-tests/data/jacksboro_nw.tif}" "${@:2}"

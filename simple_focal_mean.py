@@ -1,15 +1,12 @@
-"""Blur a georeferenced raster: each pixel becomes the mean of the window around it.
+"""Blur a raster: each pixel becomes the mean of the square window around it.
 
     python simple_focal_mean.py RASTER [WINDOW]
 
-RASTER  a raster that GDAL opens: a GeoTIFF, a virtual raster (.vrt), ...
-WINDOW  side of the square window in pixels, an odd number; 15 unless given
-
-The result is smooth/NAME.tif in the current folder, in floating point. A pixel whose
-window reaches over the raster's edge, or touches a pixel that is not valid, becomes
-nodata (NaN). One process works on the whole raster in memory.
+RASTER is what GDAL opens, WINDOW an odd number of pixels (15). The result, float32 or
+float64, is smooth/NAME.tif: NaN where a window crosses an edge or has invalid pixels.
 """
 
+import argparse
 import contextlib
 import os
 import signal
@@ -17,203 +14,107 @@ import sys
 import tempfile
 import time
 import warnings
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp
 from scipy.ndimage import convolve1d
 
-PIECE = 2e6  # bytes read at once, few enough to be in GDAL's cache for their mask
-# GDAL's cache of blocks, in MB: it would take 5 % of the node's memory, not the job's.
-os.environ["GDAL_CACHEMAX"] = "16"
-warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-
-
-def parse_arguments(arguments):
-    """Return the raster's path and the window in pixels.
-
-    Prints the usage and exits where it is asked for (0) or the arguments are wrong (2).
-    """
-    if arguments in (["-h"], ["--help"]):
-        print(__doc__)
-        sys.exit(0)
-    path, window, *_ = [*arguments, "15", ""]
-    if len(arguments) not in (1, 2):
-        problem = f"{len(arguments)} arguments given, but it takes RASTER and WINDOW"
-    elif not window.isdecimal() or len(window) > 5 or int(window) % 2 == 0:
-        problem = f"WINDOW must be an odd number of pixels, to 99999, not {window}"
-    else:
-        return path, int(window)
-    print(__doc__, problem, sep="\n", file=sys.stderr)
-    sys.exit(2)
-
-
-def find_bands(raster, window):
-    """Return the numbers of the bands to blur, all but alpha, and the result's type.
-
-    The type is float32, or float64 where float32 cannot hold the values. Raises
-    ValueError where nothing can be blurred, warns where the window fits nowhere.
-    """
-    colors = zip(raster.indexes, raster.colorinterp)
-    bands = [band for band, color in colors if color != ColorInterp.alpha]
-    types = [raster.dtypes[band - 1] for band in bands]
-    if not bands:
-        raise ValueError(f"no band to blur, subdatasets to give: {raster.subdatasets}")
-    if any("complex" in name for name in types):
-        raise ValueError("complex numbers: give a raster of real numbers instead")
-    if window > min(raster.shape):
-        problem = "warning: smaller than the window, so all of the result is nodata"
-        print(f"{raster.name}: {problem}", file=sys.stderr)
-    return bands, np.result_type(np.float32, *types)
-
-
-def read_rows(raster, bands, dtype, start, stop):
-    """Return rows start to stop (excluded) as an array of shape (band, row, column).
-
-    It is NaN where GDAL's mask says that a pixel is not valid.
-    """
-    values = np.empty((len(bands), stop - start, raster.width), dtype)
-    tall, wide = raster.block_shapes[0]
-    blocks = max(1, int(PIECE / (tall * wide * len(bands) * dtype.itemsize)))
-    if wide < raster.width:  # tiles
-        wide *= blocks
-    else:  # strips
-        tall *= blocks
-    for top in range(start, stop, tall):
-        for left in range(0, raster.width, wide):
-            piece = values[:, top - start :, left:][:, :tall, :wide]
-            _, rows, columns = piece.shape
-            place = (top, top + rows), (left, left + columns)
-            raster.read(bands, window=place, out=piece)
-            piece[raster.read_masks(bands, window=place) == 0] = np.nan
-    return values
-
-
-def average(values, window, axis, output):
-    """Put the means of window pixels along one axis of an array into output.
-
-    Done along the rows and then along the columns it gives the mean over the square,
-    as the square's kernel is the product of the two: 2 x window multiplications a
-    pixel in place of window x window. Outside the array all is NaN. So a pixel is NaN
-    exactly if its window reaches over the edge or touches NaN.
-    """
-    convolve1d(values, np.full(window, 1 / window), axis, output, "constant", np.nan)
-
-
-def name_result(raster):
-    """Return the result's path, smooth/NAME.tif, and make the folder if it is missing.
-
-    Raises ValueError for a raster that its own result would overwrite.
-    """
-    name = os.path.splitext(os.path.basename(raster.name))[0] + ".tif"
-    target = os.path.join("smooth", name)
-    if os.path.realpath(target) in map(os.path.realpath, [raster.name, *raster.files]):
-        raise ValueError(f"its result {target} would overwrite it: move it elsewhere")
-    os.makedirs("smooth", exist_ok=True)
-    return target
-
-
-@contextlib.contextmanager
-def new_result(target, raster, bands, dtype):
-    """Open a GeoTIFF for writing, which is named target once it is whole.
-
-    Yields a rasterio dataset with the raster's size, georeference and band metadata.
-    Raises OSError where the file is not whole. After an error, SIGINT or SIGTERM
-    nothing of it is left, and an earlier file of that name is as it was.
-    """
-    folder, name = os.path.split(target)
-    for other in os.listdir(folder):
-        if other.startswith(f".{name}."):
-            problem = "note: left by a killed run, unless one is at work now"
-            print(f"{os.path.join(folder, other)}: {problem}", file=sys.stderr)
-
-    def stop(number, frame):
-        on_signals(signal.SIG_IGN)  # the rest is cleaning up
-        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}, no result")
-
-    on_signals(stop)
-    height, width = raster.shape
-    profile = {"width": width, "height": height, "count": len(bands), "dtype": dtype}
-    profile |= {"nodata": np.nan, "interleave": "band", "rpcs": raster.rpcs}
-    gcps, crs = raster.gcps
-    place = {"gcps": gcps} if gcps else {"transform": raster.transform}
-    place["crs"] = crs or raster.crs
-    # Beside the target, as a file can be renamed only within its file system.
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as draft:
-        draft = os.path.join(draft, name)
-        try:
-            with rasterio.open(draft, "w", "GTiff", **profile, **place) as result:
-                point = raster.tags().get("AREA_OR_POINT", "Area")
-                result.update_tags(AREA_OR_POINT=point)
-                for item in ("descriptions", "scales", "offsets", "units"):
-                    values = getattr(raster, item)
-                    setattr(result, item, [values[band - 1] for band in bands])
-                yield result
-            check_blocks(draft)
-        except rasterio.errors.RasterioError as error:
-            problem = f"cannot write the result, is the disk full? {reason(error)}"
-            raise OSError(problem) from error
-        on_signals(signal.SIG_IGN)  # it is as good as done
-        for ending in (".aux.xml", ".ovr", ".msk"):  # statistics of an earlier result
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(target + ending)
-        os.replace(draft, target)
-
-
-def check_blocks(path):
-    """Raise OSError where a block of a GeoTIFF is not in the file.
-
-    When the disk fills as a file is closed, GDAL does not say so.
-    """
-    size = os.path.getsize(path)
-    with rasterio.open(path) as raster:
-        for band, (tall, _) in zip(raster.indexes, raster.block_shapes):
-            for block in range(len(range(0, raster.height, tall))):
-                begin = raster.get_tag_item(f"BLOCK_OFFSET_0_{block}", "TIFF", band)
-                length = raster.get_tag_item(f"BLOCK_SIZE_0_{block}", "TIFF", band)
-                if None in (begin, length) or int(begin) + int(length) > size:
-                    raise OSError("the result is not whole: is the disk full?")
-
-
-def on_signals(handler):
-    """Have Ctrl-C and what Slurm sends at the time limit handled by handler."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
-
-
-def reason(error):
-    """Return in one line why something failed, in GDAL's words where it has some."""
-    from_gdal = isinstance(error, rasterio.errors.RasterioError)
-    return " ".join(str(from_gdal and error.__cause__ or error).split())
-
-
-def fail(kind, error, traceback):
-    """Print one line in place of a traceback, and exit with 1."""
-    print(f"{sys.argv[1]}: {reason(error) or kind.__name__}", file=sys.stderr)
-    sys.stdout.flush()
-    os._exit(1)
+os.environ["GDAL_CACHEMAX"] = "16"  # MB; GDAL would take 5 % of the node's memory
 
 
 def main(path, window):
-    """Blur the raster at path and print where the result is."""
+    """Blur the raster at path, all of it in memory, and print where the result is."""
     began = time.monotonic()
+    target = Path("smooth", Path(path).stem + ".tif")
     with rasterio.open(path) as raster:
-        bands, dtype = find_bands(raster, window)
-        target = name_result(raster)
-        values = read_rows(raster, bands, dtype, 0, raster.height)
-        average(values, window, 1, output=values)
-        average(values, window, 2, output=values)
+        bands, dtype = choose_bands(raster, window)
+        values = np.empty((len(bands), *raster.shape), dtype)
+        read_rows(raster, bands, 0, values)
+        average(values, window, axis=1)
+        average(values, window, axis=2)
         with new_result(target, raster, bands, dtype) as result:
             result.write(values)
     size = f"{raster.width} x {raster.height} pixels, window {window} x {window}"
     print(f"{target}: {size}, {time.monotonic() - began:.1f} seconds")
 
 
+def choose_bands(raster, window):
+    """Return the bands to blur, all but alpha, and the result's type, float32 or 64."""
+    bands = [i for i in raster.indexes if raster.colorinterp[i - 1].name != "alpha"]
+    dtype = np.result_type(np.float32, *[raster.dtypes[band - 1] for band in bands])
+    if not bands or dtype.kind == "c":
+        raise ValueError(f"no band of real numbers, but maybe in {raster.subdatasets}")
+    if window > min(raster.shape):
+        print(f"{raster.name}: warning: smaller than the window", file=sys.stderr)
+    return bands, dtype
+
+
+def read_rows(raster, bands, top, values):
+    """Fill values (band, row, column) with rows from top on, NaN where not valid."""
+    # GDAL reads a part again for its mask: few blocks, which are in its cache then.
+    tall, wide = np.maximum(raster.block_shapes[0], (256, 1024))
+    for y in range(0, values.shape[1], tall):
+        for x in range(0, raster.width, wide):
+            part = values[:, y : y + tall, x : x + wide]
+            place = rasterio.windows.Window(x, top + y, part.shape[2], part.shape[1])
+            raster.read(bands, window=place, out=part)
+            part[raster.read_masks(bands, window=place) == 0] = np.nan
+
+
+def average(values, window, axis):
+    """Replace values (band, row, column) by means of window pixels along an axis."""
+    # A square is the product of two lines. Beyond the edge, and so in a mean, is NaN.
+    weights = np.full(window, 1 / window)  # for another kernel change both scripts
+    convolve1d(values, weights, axis, output=values, mode="constant", cval=np.nan)
+
+
+@contextlib.contextmanager
+def new_result(target, raster, bands, dtype):
+    """Yield a dataset to write, named target once it is whole; OSError if it is not."""
+    if target.resolve() in [Path(name).resolve() for name in raster.files]:
+        raise ValueError(f"its result {target} would overwrite it: move it elsewhere")
+    target.parent.mkdir(exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and Slurm's end
+        signal.signal(number, signal.default_int_handler)
+    profile = raster.meta | {"driver": "GTiff", "count": len(bands), "dtype": dtype}
+    profile |= {"nodata": np.nan, "interleave": "band", "blockysize": 16}
+    profile |= {"gcps": raster.gcps[0], "crs": raster.crs or raster.gcps[1]}
+    with tempfile.TemporaryDirectory(".unfinished", target.name, "smooth") as folder:
+        draft = Path(folder, target.name)
+        try:
+            with rasterio.open(draft, "w", rpcs=raster.rpcs, **profile) as result:
+                result.update_tags(**raster.tags())
+                for item in ("descriptions", "scales", "offsets", "units"):
+                    setattr(result, item, [getattr(raster, item)[b - 1] for b in bands])
+                yield result
+            # GDAL does not say so where the disk fills as it closes a file.
+            with rasterio.open(draft) as file:
+                for b, ((y, _), _) in product(file.indexes, file.block_windows()):
+                    begin = file.get_tag_item(f"BLOCK_OFFSET_0_{y}", "TIFF", b) or 0
+                    if int(begin) + file.block_size(b, y, 0) > draft.stat().st_size:
+                        raise rasterio.errors.RasterioIOError("a block is not whole")
+        except rasterio.errors.RasterioError as error:
+            raise OSError(f"cannot write it, is the disk full? {error}") from None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # the rest takes no time
+        for ending in (".aux.xml", ".ovr", ".msk"):  # of an earlier result
+            Path(f"{target}{ending}").unlink(missing_ok=True)
+        draft.replace(target)
+
+
 if __name__ == "__main__":
-    arguments = parse_arguments(sys.argv[1:])
-    # Errors are told by fail alone, not by libtiff as well, which writes to file 2.
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    sys.excepthook = fail
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends scipy's loops too
-    main(*arguments)
+    warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends scipy's loops, too
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("raster")
+    parser.add_argument("window", type=int, nargs="?", default=15)
+    options = parser.parse_args()
+    if options.window < 1 or options.window % 2 == 0:
+        parser.error("WINDOW must be an odd number of pixels")
+    try:
+        main(options.raster, options.window)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
+        reason = str(error.__cause__ or error) or "stopped, no result"
+        sys.exit(f"{options.raster}: {' '.join(reason.split())}")

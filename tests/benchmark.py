@@ -1,25 +1,29 @@
-"""Time the scripts beside a plain copy, the 2-D way and peers; print Markdown tables.
+"""Time the scripts beside a plain copy, the 2-D way and peers; write benchmark.md.
 
 On Linux, as peak memory is read from /proc:
 
     python tests/benchmark.py [--quick] [--rounds N]
 
---quick     small rasters, window 15 and one round: shows that the benchmark works
+--quick     small rasters, window 15 and one round: shows that the benchmark works,
+            and prints the tables instead of writing them to tests/benchmark.md
 --rounds N  how often each program is timed; 5 unless given
 
 Whole processes are timed, from start to exit, with the rasters in the page cache. Each
 round runs every program once, every other round backwards. Peak memory is that of all
-processes of a program together, from a run of its own. All files are in a temporary
-folder, on the disk that TMPDIR says: it takes 4 GB and the largest result, 2.3 GB.
+processes of a program together, from a run of its own: RSS counts shared memory once
+for each process that has touched it, as many a Slurm does, PSS counts it once, as a
+cgroup does. All files are in a temporary folder, on the disk that TMPDIR says: it takes
+4 GB and the largest result, 2.3 GB.
 """
 
 import argparse
+import contextlib
 import glob
 import importlib.util
-import itertools
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -104,10 +108,10 @@ def blur_dask(values, window):
     import dask.array
 
     def blur(block):
-        means = np.empty_like(block)
-        average(block, window, 0, output=means)
-        average(means, window, 1, output=means)
-        return means
+        means = block[np.newaxis].copy()
+        average(means, window, axis=1)
+        average(means, window, axis=2)
+        return means[0]
 
     blocks = dask.array.from_array(values, chunks=(ROWS, -1))
     return blocks.map_overlap(blur, depth=(window // 2, 0), boundary=np.nan).compute()
@@ -118,18 +122,17 @@ def cost(path, window):
     working = writing = 0
     with rasterio.open(path) as raster, new_result(raster) as result:
         dtype = np.dtype(raster.dtypes[0])
-        edges = split_rows(raster, [1], dtype, window, 1)
-        means = np.zeros((1, edges[1], raster.width), dtype)
-        for start, stop in itertools.pairwise(edges):
+        for start, stop in split_rows(raster, [1], dtype, window, 1):
             began = time.perf_counter()
-            top, bottom = start - window // 2, stop + window // 2
-            top, bottom = max(top, 0), min(bottom, raster.height)
-            values = read_rows(raster, [1], dtype, top, bottom)
-            average(values, window, 1, output=values)
-            slot = means[:, : stop - start]
-            average(values[:, start - top : stop - top], window, 2, output=slot)
+            top = max(start - window // 2, 0)
+            bottom = min(stop + window // 2, raster.height)
+            values = np.empty((1, bottom - top, raster.width), dtype)
+            read_rows(raster, [1], top, values)
+            average(values, window, axis=1)
+            means = values[:, start - top : stop - top]
+            average(means, window, axis=2)
             worked = time.perf_counter()
-            result.write(slot, window=((start, stop), (0, raster.width)))
+            result.write(means, window=((start, stop), (0, raster.width)))
             working += worked - began
             writing += time.perf_counter() - worked
         pixels = raster.width * raster.height
@@ -161,36 +164,45 @@ def run(*case):
     return time.perf_counter() - began, done.stdout
 
 
-def count_memory(family):
-    """Return the MB of processes and their descendants, counting shared memory once.
+def find_family(pid):
+    """Return the numbers of a process and its descendants."""
+    family = [pid]
+    for member in family:
+        for children in glob.glob(f"/proc/{member}/task/*/children"):
+            with contextlib.suppress(OSError), open(children) as pids:
+                family += map(int, pids.read().split())
+    return family
 
-    It is their PSS, but with whole libraries, which other programs may share as well.
+
+def count_memory(pid):
+    """Return the MB, as RSS and as PSS, of a process and its descendants.
+
+    They are stopped meanwhile, as pages would move from one to the next.
     """
-    own, libraries = 0, [0]
-    for pid in family:
-        try:
-            with open(f"/proc/{pid}/smaps_rollup") as rollup:
-                sizes = dict(line.split()[:2] for line in rollup if "kB" in line)
-            with open(f"/proc/{pid}/status") as status:
-                sizes |= dict(line.split()[:2] for line in status if "kB" in line)
-            own += int(sizes["Pss_Anon:"]) + int(sizes["Pss_Shmem:"])
-            libraries.append(int(sizes["RssFile:"]))
-            for children in glob.glob(f"/proc/{pid}/task/*/children"):
-                with open(children) as pids:
-                    family += pids.read().split()
-        except (OSError, KeyError):
-            pass  # it has ended
-    return (own + max(libraries)) * 1024 / 1e6
+    sizes = np.zeros(2)
+    family = []
+    while set(family) != set(family := find_family(pid)):
+        for member in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, signal.SIGSTOP)
+    for member in family:
+        with contextlib.suppress(OSError), open(f"/proc/{member}/smaps_rollup") as file:
+            kilobytes = dict(line.split()[:2] for line in file if "kB" in line)
+            sizes += int(kilobytes["Rss:"]), int(kilobytes["Pss:"])
+    for member in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGCONT)
+    return sizes * 1024 / 1e6
 
 
 def peak_memory(command, environment, **options):
-    """Run a program and return the most MB that it and its descendants took."""
-    peak = 0
+    """Run a program; return the most MB, as RSS and as PSS, that it took at a time."""
+    peak = np.zeros(2)
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, **options
     ) as process:
         while process.poll() is None:
-            peak = max(peak, count_memory([process.pid]))
+            peak = np.maximum(peak, count_memory(process.pid))
             time.sleep(0.02)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
@@ -224,12 +236,12 @@ def choose_cases(rasters, windows):
         if importlib.util.find_spec(module):
             cases += [("plain.tif", name, 15)]
         else:
-            print(f"{name} is not in the table, as it is not installed.\n")
+            print(f"{name} is not in the table, as it is not installed.")
     return cases
 
 
 def main(rasters, windows, rounds):
-    """Make the rasters, run everything and print the tables."""
+    """Make the rasters, run everything and return the page with the tables."""
     tiles = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate"}
     for raster, side in rasters.items():
         make_raster(raster, side, **(tiles if raster == "tiled.tif" else {}))
@@ -244,10 +256,15 @@ def main(rasters, windows, rounds):
         for window in windows:
             printed = run("plain.tif", "cost", window)[1]
             costs[window].append([float(word) for word in printed.split()])
-    print(describe_machine(), end="\n\n")
-    print("| Raster | Program | Window | Runs | Median | Fastest, slowest ", end="")
-    print("| Times the copy | A pixel | Peak memory |")
-    print("| --- | --- |", " | ".join(["---:"] * 7), "|")
+    page = [
+        "# Benchmark",
+        "",
+        "Written by `python tests/benchmark.py`, on this machine:",
+    ]
+    page += [describe_machine() + ".", ""]
+    page += ["| Raster | Program | Window | Runs | Median | Fastest, slowest "]
+    page[-1] += "| Times the copy | A pixel | Memory: RSS | PSS |"
+    page += ["| --- | --- |" + " ---: |" * 8]
     for (raster, program, window), times in seconds.items():
         side = rasters[raster]
         median = statistics.median(times)
@@ -255,13 +272,17 @@ def main(rasters, windows, rounds):
         cells = [f"{raster} {side} x {side}", program, window, len(times)]
         cells += [f"{median:.2f} s", f"{min(times):.2f}, {max(times):.2f} s"]
         cells += [f"{beside:.2f}", f"{median / side**2 * 1e9:.1f} ns"]
-        cells += [f"{peaks[raster, program, window]:.0f} MB"]
-        print("|", " | ".join(map(str, cells)), "|")
-    print("\n| Window | A worker's time a pixel | The writer's | Workers to a writer |")
-    print("| ---: | ---: | ---: | ---: |")
+        cells += [f"{size:.0f} MB" for size in peaks[raster, program, window]]
+        page += [f"| {' | '.join(map(str, cells))} |"]
+    page += [
+        "",
+        "| Window | A worker's time a pixel | The writer's | Workers a writer |",
+    ]
+    page += ["| ---: | ---: | ---: | ---: |"]
     for window, pairs in costs.items():
         work, write = map(statistics.median, zip(*pairs))
-        print(f"| {window} | {work:.1f} ns | {write:.1f} ns | {work / write:.1f} |")
+        page += [f"| {window} | {work:.1f} ns | {write:.1f} ns | {work / write:.1f} |"]
+    return "\n".join(page) + "\n"
 
 
 if __name__ == "__main__":
@@ -279,4 +300,9 @@ if __name__ == "__main__":
     rasters = dict(zip(["plain.tif", "tiled.tif", "sheet.tif", "huge.tif"], sizes))
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        main(rasters, windows, options.rounds or rounds)
+        page = main(rasters, windows, options.rounds or rounds)
+    if options.quick:
+        print(page)
+    else:
+        with open(os.path.join(ROOT, "tests", "benchmark.md"), "w") as file:
+            file.write(page)

@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
-from tools import MULTI, ROOT, SCRIPTS, SIMPLE, blur, brute_force, run, write_raster
+from tools import (
+    MULTI,
+    ROOT,
+    SCRIPTS,
+    SIMPLE,
+    blur,
+    brute_force,
+    read,
+    run,
+    write_raster,
+)
 
 rng = np.random.default_rng(2017)
 
@@ -58,7 +68,7 @@ def keep_signal_handlers():
 
 @given(data=st.data())
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -121,30 +131,20 @@ def test_both_scripts_agree_bit_for_bit(rows, window, processes, tmp_path):
 def test_both_scripts_agree_over_many_chunks(window, tmp_path):
     bands = rng.normal(300, 100, (3, 900, 4000)).astype(np.float32)
     write_raster(tmp_path / "dem.tif", bands, tiled=True, blockxsize=64, blockysize=64)
-    pixels = []
-    for script in SCRIPTS:
-        with rasterio.open(blur(script, "dem.tif", window, cwd=tmp_path)) as raster:
-            pixels.append(raster.read().tobytes())
-    assert pixels[0] == pixels[1]
+    pixels = [read(blur(script, "dem.tif", window, cwd=tmp_path)) for script in SCRIPTS]
+    assert pixels[0].tobytes() == pixels[1].tobytes()
 
 
-def test_shared_functions_are_the_same_text():
-    sources = [script.read_text() for script in SCRIPTS]
-    functions = [
-        {
-            node.name: ast.get_source_segment(source, node)
-            for node in ast.parse(source).body
-            if isinstance(node, ast.FunctionDef)
-        }
-        for source in sources
-    ]
-    shared = set(functions[0]) & set(functions[1]) - {"main"}
-    assert shared == set(functions[0]) - {"main"}
-    for name in shared:
-        assert functions[0][name] == functions[1][name]
-    begin = "PIECE = "
-    tops = [source[source.index(begin) :].split("\n\n\n")[0] for source in sources]
-    assert tops[0] == tops[1]
+def test_shared_code_is_the_same_text():
+    texts = [script.read_text() for script in SCRIPTS]
+    parts = [set(text.split("\n\n\n")) for text in texts]
+    for name in ("choose_bands", "read_rows", "average", "new_result"):
+        (part,) = (part for part in parts[0] if f"def {name}(" in part)
+        assert part in parts[1]  # with its decorators
+    for begin, end in (("# GDAL's cache", "\n\n\n"), ("\nif __name__", " main(")):
+        one, other = (text[text.index(begin) :].split(end)[0] for text in texts)
+        assert one == other
+    assert all(name in one for name in ("simplefilter", "SIGTERM"))
 
 
 def test_scripts_import_nothing_but_the_three_packages():
@@ -168,22 +168,13 @@ def test_scripts_import_nothing_but_the_three_packages():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("option", ["-h", "--help"])
-def test_help_is_the_docstring(script, option, tmp_path):
-    done = run(script, option, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == ast.get_docstring(ast.parse(script.read_text())) + "\n\n"
-    assert f"python {script.name} RASTER [WINDOW]" in done.stdout
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
 def test_last_line_names_the_result(script, tmp_path):
     write_raster(tmp_path / "my dem.v2.img", np.ones((1, 30, 40)), driver="HFA")
     done = run(script, "my dem.v2.img", cwd=tmp_path)
     last = done.stdout.splitlines()[-1]
     text = "smooth/my dem.v2.tif: 40 x 30 pixels, window 15 x 15, "
     assert last.startswith(text)
-    assert float(last.removeprefix(text).removesuffix(" seconds")) < 60
+    assert float(last.removeprefix(text).removesuffix(" seconds")) >= 0
     if script == MULTI:
         assert done.stdout.splitlines()[0] == (
             "0...10...20...30...40...50...60...70...80...90...100 - done."
@@ -449,17 +440,27 @@ def test_raster_in_a_zip_file(blurred, tmp_path):
     check(result.name, HEIGHTS, np.ones(HEIGHTS.shape, bool), 5)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 50), (1, 50, 1), (1, 1, 1), (1, 4, 4)])
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [
+        ((1, 1, 50), 5),
+        ((1, 50, 1), 5),
+        ((1, 1, 1), 5),
+        ((1, 4, 4), 5),
+        ((2, 12, 50), 13),
+        ((2, 12, 50), 1001),
+    ],
+)
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_smaller_than_the_window(shape, script, tmp_path):
+def test_smaller_than_the_window(shape, window, script, tmp_path):
     write_raster(tmp_path / "dem.tif", np.ones(shape, np.float32))
-    done = run(script, "dem.tif", 5, cwd=tmp_path)
+    done = run(script, "dem.tif", window, cwd=tmp_path)
     assert done.returncode == 0
-    assert len(done.stderr.splitlines()) == 1
-    assert "dem.tif: warning: smaller than the window" in done.stderr
-    with rasterio.open(tmp_path / "smooth/dem.tif") as raster:
-        assert raster.shape == shape[1:]
-        assert np.isnan(raster.read()).all()
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("dem.tif: warning: smaller than the window")
+    result = read(tmp_path / "smooth/dem.tif")
+    assert result.shape == shape
+    assert np.isnan(result).all()
 
 
 def test_all_nodata(blurred):
@@ -475,7 +476,7 @@ def test_result_larger_than_4_gb_is_a_bigtiff(tmp_path, monkeypatch):
     dtype = np.dtype("float32")
     first_row = np.ones((1, 1, 33000), np.float32)
     with rasterio.open("dem.tif") as source, pytest.raises(KeyError):
-        target = module.name_result(source)
+        target = Path("smooth", "dem.tif")
         with module.new_result(target, source, [1], dtype) as result:
             result.write(first_row, window=((0, 1), (0, 33000)))
             draft = Path(result.name)

@@ -34,10 +34,17 @@ def sheet(tmp_path_factory):
     return tools.write_raster(tmp_path_factory.mktemp("sheet") / "sheet.tif", values)
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Give a raster of 12000 x 12000 pixels in float32, which takes no room itself."""
+    folder = tmp_path_factory.mktemp("large")
+    return write_sparse(folder / "large.tif", 12000, 12000)
+
+
 @pytest.fixture
 def tall(tmp_path):
     """Give the path of a raster that is slow to write."""
-    return write_tall(tmp_path / "tall.tif")
+    return write_sparse(tmp_path / "tall.tif", 3000, 40000)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,8 +55,8 @@ def late_job(cluster, tmp_path_factory):
     """
     folder = tools.copy_tracked(tmp_path_factory.mktemp("late"))
     (folder / ".venv").symlink_to(sys.prefix)
-    raster = write_tall(folder / "tall.tif")
-    command = f"sbatch --mem=2000 {MULTI} {raster}"
+    raster = write_sparse(folder / "tall.tif", 3000, 40000)
+    command = f"sbatch --mem-per-cpu=2000 {MULTI} {raster}"
     job = submit(cluster, folder, f"{command} 1001")
     wait_for(lambda: drafts(folder))
     # Slurm's shortest limit is a minute, but the end can be moved.
@@ -59,9 +66,9 @@ def late_job(cluster, tmp_path_factory):
     return job, folder, command, raster
 
 
-def write_tall(path):
-    """Write a raster of 480 MB that takes a second to write and minutes to blur."""
-    profile = {"width": 3000, "height": 40000, "count": 1, "dtype": "float32"}
+def write_sparse(path, width, height):
+    """Write a raster without a block, which is zero everywhere; return its path."""
+    profile = {"width": width, "height": height, "count": 1, "dtype": "float32"}
     profile |= {"crs": "EPSG:3067", "sparse_ok": True}
     transform = rasterio.Affine(2, 0, 500000, 0, -2, 7000000)
     rasterio.open(path, "w", driver="GTiff", transform=transform, **profile).close()
@@ -70,7 +77,7 @@ def write_tall(path):
 
 def drafts(folder):
     """Return the unfinished results in a checkout."""
-    return list((folder / "smooth").glob(".tall.tif.*"))
+    return list((folder / "smooth").glob("tall.tif*.unfinished"))
 
 
 def ask(cluster, *command, cwd=None):
@@ -279,49 +286,79 @@ def test_index_past_the_end_of_the_list(cluster, checkout):
 
 
 def test_options_on_the_command_line_win(cluster, checkout):
-    options = "--partition=test --time=2 --mem=300 --cpus-per-task=2"
+    options = "--partition=test --time=2 --mem-per-cpu=200 --cpus-per-task=2"
     (task,) = run(cluster, checkout, f"sbatch {options} batch_job_simple.sh")
     assert task["JobState"] == "COMPLETED"
     assert (task["Partition"], task["TimeLimit"]) == ("test", "00:02:00")
-    assert (task["MinMemoryNode"], task["NumCPUs"]) == ("300M", "2")
+    assert (task["MinMemoryCPU"], task["NumCPUs"]) == ("200M", "2")
 
 
-@pytest.mark.parametrize("batch_file", [SIMPLE, MULTI])
-def test_memory_request(cluster, checkout, sheet, batch_file):
+@pytest.mark.parametrize("window", [15, 51])
+@pytest.mark.parametrize("cpus", [1, 4, 8])
+def test_no_job_on_a_large_raster_is_killed(cluster, checkout, large, cpus, window):
+    """Each on its own, as all would be too many for this computer at a time."""
+    for _ in range(3):
+        options = f"--cpus-per-task={cpus} --time=10"
+        command = f"sbatch {options} {MULTI} {large} {window}"
+        (task,) = run(cluster, checkout, command)
+        assert (task["JobState"], texts(checkout)[1]) == ("COMPLETED", "")
+        assert task["MinMemoryCPU"] == "300M"
+
+
+def test_sheet_fits_the_request(cluster, checkout, sheet):
     # A large window takes more time, and no less memory: Slurm looks once a second.
-    job = submit(cluster, checkout, f"sbatch {batch_file} {sheet} 301")
-    sstat = ["sstat", "--noheader", "--parsable2", "--format=MaxRSS", f"{job}.batch"]
-    most = 0
-    while not (tasks := ended(cluster, job)):
-        answer = subprocess.run(
-            sstat, env=cluster, capture_output=True, text=True, check=False
-        ).stdout  # empty before the job's start and after its end
-        most = max([most, *map(int, re.findall(r"(\d+)K", answer))])
-        time.sleep(0.2)
-    request = int(re.fullmatch(r"(\d+)M", tasks[0]["MinMemoryNode"])[1])
-    print(f"{batch_file}: {most / 1024:.0f} MB of {request} MB")
-    assert states(tasks) == ["COMPLETED"]
-    assert request / 3 < most / 1024 < request
+    (task,) = run(cluster, checkout, f"sbatch {SIMPLE} {sheet} 301")
+    assert (task["JobState"], texts(checkout)[1]) == ("COMPLETED", "")
+    assert task["MinMemoryCPU"] == "300M"
+
+
+def check_killed(cluster, folder, command):
+    """Check that Slurm kills a job for its memory and that it leaves no result."""
+    (task,) = run(cluster, folder, command)
+    assert task["JobState"] not in ("COMPLETED", "TIMEOUT")
+    err = texts(folder)[1]
+    assert "slurmstepd" in err and "memory" in err
+    assert "smooth/" not in texts(folder)[0]
+
+
+def test_half_of_the_request_is_too_little(cluster, checkout, large):
+    options = "--cpus-per-task=1 --mem-per-cpu=150 --time=10"
+    check_killed(cluster, checkout, f"sbatch {options} {MULTI} {large} 51")
 
 
 @pytest.mark.parametrize("batch_file", [SIMPLE, MULTI])
 def test_too_small_memory_request(cluster, checkout, sheet, batch_file):
-    (task,) = run(cluster, checkout, f"sbatch --mem=1 {batch_file} {sheet} 301")
-    ending = task["JobState"], task["Reason"], task["ExitCode"]
-    assert ending == ("FAILED", "JobLaunchFailure", "0:9")
-    err = texts(checkout)[1]
-    assert re.search(
-        r"^slurmstepd.*: error: Exceeded job memory limit$", err, re.MULTILINE
-    )
-    assert "sheet.tif" not in results(checkout)
+    check_killed(cluster, checkout, f"sbatch --mem-per-cpu=1 {batch_file} {sheet} 601")
     (task,) = run(cluster, checkout, f"sbatch {batch_file} {sheet}")
     assert task["JobState"] == "COMPLETED"
     assert "sheet.tif" in results(checkout)
 
 
+def test_the_two_batch_files_differ_in_three_lines():
+    simple, multi = [(tools.ROOT / name).read_text() for name in (SIMPLE, MULTI)]
+    simple = simple.replace("--cpus-per-task=1", "--cpus-per-task=4")
+    simple = simple.replace("batch_job_simple", "batch_job_multiprocessing")
+    simple = simple.replace("simple_focal", "multiprocessing_focal")
+    assert simple.replace("jacksboro_nw.tif", "jacksboro.vrt") == multi
+
+
+def test_multiprocessing_in_an_array_job(cluster, checkout):
+    batch_file = checkout / ARRAY
+    text = batch_file.read_text()
+    old = "script=simple_focal_mean.py"
+    assert text.count(old) == 1
+    batch_file.write_text(text.replace(old, "script=multiprocessing_focal_mean.py"))
+    tasks = run(cluster, checkout, f"sbatch --cpus-per-task=2 {ARRAY}")
+    assert states(tasks) == ["COMPLETED"] * 2
+    for task in tasks:
+        assert "100 - done." in Path(task["StdOut"]).read_text()
+        assert (task["NumCPUs"], task["MinMemoryCPU"]) == ("2", "300M")
+    assert results(checkout) == names(SHEETS[:2])
+
+
 def check_stopped(cluster, folder, job, command, tall):
     """Check that a stopped job has left nothing, and that the next run succeeds."""
-    assert "stopped by SIGTERM, no result" in texts(folder)[1]
+    assert "stopped, no result" in texts(folder)[1]
     wait_for(lambda: not processes_of(cluster, job))
     assert results(folder) == []
     tools.write_raster(tall, np.ones((1, 20, 20), np.float32))  # a fast one
@@ -340,7 +377,7 @@ def check_stopped(cluster, folder, job, command, tall):
 )
 def test_cancelled_while_writing(cluster, checkout, tall, job_and_raster):
     (checkout / "list.txt").write_text(f"{tall}\n{SHEETS[0]}\n")
-    command = f"sbatch --mem=2000 {job_and_raster}".format(tall)
+    command = f"sbatch --mem-per-cpu=2000 {job_and_raster}".format(tall)
     job = submit(cluster, checkout, f"{command} 1")
     wait_for(lambda: drafts(checkout))
     ask(cluster, "scancel", job)

@@ -1,9 +1,14 @@
 """What several tests need: starting the scripts, writing rasters, the reference."""
 
+import contextlib
+import itertools
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +18,23 @@ ROOT = Path(__file__).resolve().parent.parent
 SIMPLE = ROOT / "simple_focal_mean.py"
 MULTI = ROOT / "multiprocessing_focal_mean.py"
 SCRIPTS = [SIMPLE, MULTI]
+LIMIT = 60  # seconds after which whatever a test waits for counts as hanging
+
+# Users without root's rights who can read all the same, as Python may be in /root. A
+# new one for each run, as a limit counts all processes of a user.
+NOBODY = ["setpriv", "--clear-groups"]
+NOBODY += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+USERS = (10_000 + (os.getpid() * 16 + i) % 50_000 for i in itertools.count())
+
+# Names that a shell, a format or a parser could take for something else.
+NAMES = [
+    'it\'s  "$(touch executed)" `touch executed`; touch executed & *.tif',
+    "back\\slash\\n %d {0} #1 äöå ☃.tif",
+    "-dash.tif",
+    "--help.tif",
+    ".hidden.tif",
+    "no ending",
+]
 
 
 def run(script, *arguments, cwd, **environment):
@@ -23,7 +45,7 @@ def run(script, *arguments, cwd, **environment):
         env=os.environ | {"SLURM_CPUS_PER_TASK": "2"} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT,
         check=False,
     )
 
@@ -31,8 +53,56 @@ def run(script, *arguments, cwd, **environment):
 def blur(script, raster, window=15, *, cwd, **environment):
     """Run a script that must end well and without a word of error; return the result's path."""
     done = run(script, raster, window, cwd=cwd, **environment)
-    assert (done.returncode, done.stderr) == (0, ""), done
+    check_silent(done)
     return Path(cwd, done.stdout.splitlines()[-1].split(": ")[0])
+
+
+def run_as_nobody(script, raster, *, cwd, processes=1000, **environment):
+    """Run a script without root's rights, with at most so many processes."""
+    command = [sys.executable, script, raster]
+    if os.geteuid() == 0:
+        user = next(USERS)
+        command = [*NOBODY, f"--reuid={user}", f"--regid={user}", *command]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | {"SLURM_CPUS_PER_TASK": "2"} | environment,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NPROC, (processes,) * 2),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def check_failed(done, raster, *words):
+    """Check that the last line of a failed run names the raster and a reason with words."""
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr, done
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"{raster}: ") and line != f"{raster}: ", done
+    assert all(word in line for word in words), line
+
+
+def check_silent(done):
+    """Check that a run has ended well and without a word of error."""
+    assert (done.returncode, done.stderr) == (0, ""), done
+
+
+def files(folder):
+    """Return what is in a folder, hidden files too, and below it."""
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
+
+
+def read(path):
+    """Return the values (band, row, column) of a raster."""
+    with rasterio.open(path) as raster:
+        return raster.read()
+
+
+def damage_end(path):
+    """Cut off the second half of a file."""
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def write_raster(path, bands, **profile):
@@ -86,3 +156,55 @@ def processes(*variables):
         if all(variable in text for variable in variables):
             found.append(environment.parent)
     return found
+
+
+@contextlib.contextmanager
+def started(script, *arguments, cwd, **environment):
+    """Start a script in a session of its own, of which nothing stays."""
+    cwd.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, script, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"SLURM_CPUS_PER_TASK": "2"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        for pid in find_members(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def find_members(session):
+    """Return the processes of a session that are at work."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            state, _, _, number = stat.read_text().rpartition(") ")[2].split()[:4]
+            if int(number) == session and state not in "ZX":
+                members.append(int(stat.parent.name))
+    return members
+
+
+def wait_until(condition):
+    """Wait until a function returns something true, and return that."""
+    end = time.monotonic() + LIMIT
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+    return value
+
+
+def end(process, gate=None):
+    """Wait until a run has ended, then its workers, if need be through the gate."""
+    process.wait(LIMIT)
+    if gate:
+        (gate / "go").touch()
+    stdout, stderr = process.communicate(timeout=LIMIT)
+    wait_until(lambda: not find_members(process.pid))
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

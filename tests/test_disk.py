@@ -1,0 +1,159 @@
+"""An earlier result survives, and no half result takes its place."""
+
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from tools import (
+    SCRIPTS,
+    check_failed,
+    check_silent,
+    damage_end,
+    files,
+    read,
+    run_as_nobody,
+    write_raster,
+)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a disk of its own, and a function that leaves so many bytes free there."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def leave(free):
+        space = os.statvfs(disk)
+        size = (space.f_blocks - space.f_bfree) * space.f_bsize + free
+        subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
+
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        assert "CI" not in os.environ, done.stderr
+        pytest.skip(f"a small disk needs mount: {done.stderr.strip()}")
+    yield disk, leave
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("cache", ["32", "0"])
+def test_earlier_result_survives_a_full_disk(
+    run_fast, small, small_disk, script, cache
+):
+    """With GDAL's cache the disk fills as the result is closed, without as it writes."""
+    disk, leave = small_disk
+    changes = {'"GDAL_CACHEMAX"] = "16"': f'"GDAL_CACHEMAX"] = "{cache}"'}
+    assert run_fast(script, small, cwd=disk).returncode == 0
+    target = disk / "smooth" / "small.tif"
+    whole = target.read_bytes()
+    target.write_text("earlier")
+    failures = 0
+    for free in range(0, len(whole) + 20_000, 4096):  # in steps of the disk's blocks
+        leave(free)
+        done = run_fast(script, small, cwd=disk, changes=changes)
+        assert files(disk / "smooth") == ["small.tif"], free
+        if done.returncode == 0:
+            assert target.read_bytes() == whole, free
+            target.write_text("earlier")
+        else:
+            check_failed(done, small, "the disk full?")
+            assert target.read_text() == "earlier", free
+            failures += 1
+    assert len(whole) / 4096 <= failures < len(whole) / 4096 + 4
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_full_disk_leaves_no_part_of_a_large_result(
+    run_fast, tmp_path, small_disk, script
+):
+    """One that GDAL's cache does not hold. Its head is longer than its last block."""
+    disk, leave = small_disk
+    raster = write_raster(tmp_path / "tall.tif", np.ones((1, 20001, 256), np.uint8))
+    leave(40_000_000)
+    assert run_fast(script, raster, cwd=disk).returncode == 0
+    size = (disk / "smooth" / raster.name).stat().st_size
+    (disk / "smooth" / raster.name).unlink()
+    for free in (4096, size // 2, *range(size - 30_000, size - 4096, 4096)):
+        leave(free)
+        check_failed(run_fast(script, raster, cwd=disk), raster, "the disk full?")
+        assert files(disk) == ["smooth"]
+
+
+def test_file_named_smooth_survives(tmp_path, run_both, small):
+    for script in SCRIPTS:
+        (tmp_path / script.stem).mkdir()
+        (tmp_path / script.stem / "smooth").write_text("mine")
+    for cwd, done in run_both(small):
+        check_failed(done, small, "smooth")
+        assert (cwd / "smooth").read_text() == "mine"
+
+
+def test_folder_named_as_the_result_survives(tmp_path, run_both, small):
+    for script in SCRIPTS:
+        (tmp_path / script.stem / "smooth" / "small.tif").mkdir(parents=True)
+    for cwd, done in run_both(small):
+        check_failed(done, small, "small.tif")
+        assert files(cwd / "smooth") == ["small.tif"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_earlier_result_survives_in_a_folder_without_rights(public, small, script):
+    folder = public / "smooth"
+    folder.mkdir()
+    (folder / "small.tif").write_text("earlier")
+    folder.chmod(0o555)
+    done = run_as_nobody(script, small, cwd=public)
+    check_failed(done, small)
+    assert (folder / "small.tif").read_text() == "earlier"
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+    public.chmod(0o555)
+    check_failed(run_as_nobody(script, small, cwd=public), small)
+    public.chmod(0o755)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_reader_of_the_earlier_result_is_not_disturbed(public, small, script):
+    """It is replaced whole: who reads the earlier one goes on to read that one."""
+    folder = public / "smooth"
+    folder.mkdir()
+    folder.chmod(0o777)
+    target = folder / "small.tif"
+    target.write_text("earlier")
+    target.chmod(0o444)
+    with open(target) as reader:
+        done = run_as_nobody(script, small, cwd=public)
+        check_silent(done)
+        assert reader.read() == "earlier"
+    assert read(target).shape == (1, 200, 150)
+    shutil.rmtree(folder)
+
+
+def test_no_sidecar_of_an_earlier_result_is_taken_for_the_new(
+    tmp_path, run_both, small
+):
+    for script in SCRIPTS:
+        folder = tmp_path / script.stem / "smooth"
+        folder.mkdir(parents=True)
+        for ending in ("", ".aux.xml", ".ovr", ".msk"):
+            (folder / f"small.tif{ending}").write_text("earlier")
+        (folder / "small.tif.txt").write_text("notes")
+    for cwd, done in run_both(small):
+        check_silent(done)
+        assert files(cwd / "smooth") == ["small.tif", "small.tif.txt"]
+        assert read(cwd / "smooth" / "small.tif").shape == (1, 200, 150)
+
+
+def test_sidecars_survive_without_a_new_result(tmp_path, run_both):
+    for script in SCRIPTS:
+        folder = tmp_path / script.stem / "smooth"
+        folder.mkdir(parents=True)
+        (folder / "damaged.tif.ovr").write_text("earlier")
+    raster = write_raster(tmp_path / "damaged.tif", np.ones((1, 200, 200), np.uint8))
+    damage_end(raster)
+    for cwd, done in run_both(raster):
+        check_failed(done, raster)
+        assert files(cwd / "smooth") == ["damaged.tif.ovr"]
