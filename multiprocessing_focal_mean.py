@@ -78,10 +78,8 @@ def choose_bands(raster, window):
 
 
 def split_rows(raster, bands, dtype, window, processes):
-    """Return the first row of each even-sized chunk and the row after its last.
-
-    It has CHUNK bytes, or the window's rows, in whole rows of blocks up to 4 x CHUNK.
-    """
+    """Return the first row of each even-sized chunk and the row after its last."""
+    # CHUNK bytes, or the window's rows, in whole rows of blocks up to 4 x CHUNK.
     row = raster.width * len(bands) * dtype.itemsize  # bytes
     rows = max(window, int(CHUNK / row))
     block = raster.block_shapes[0][0]
@@ -98,6 +96,8 @@ def start_worker(path, *shared):
     global raster, memory, ring, touched
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, the main process says why
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with it: PR_SET_PDEATHSIG
+    if os.getppid() != multiprocessing.parent_process().pid:
+        os._exit(1)  # it has ended already
     raster = rasterio.open(path)
     memory, ring = shared
     touched = set()
