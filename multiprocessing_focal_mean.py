@@ -2,8 +2,8 @@
 
     python multiprocessing_focal_mean.py RASTER [WINDOW]
 
-RASTER is what GDAL opens, WINDOW an odd number of pixels (15). The result, float32 or
-float64, is smooth/NAME.tif: NaN where a window crosses an edge or has invalid pixels.
+RASTER is what GDAL opens, WINDOW an odd number of pixels (15). smooth/NAME.tif, the
+result, is NaN if a pixel of the window is invalid or outside, as with terra's focal.
 """
 
 import argparse
@@ -11,15 +11,15 @@ import contextlib
 import ctypes
 import math
 import mmap
-import multiprocessing
 import os
 import signal
 import sys
 import tempfile
-import time
 import warnings
 from itertools import pairwise, product
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import rasterio
@@ -27,27 +27,28 @@ from scipy.ndimage import convolve1d
 
 CHUNK = 8e6  # bytes of a chunk of rows, few enough for the processor's cache
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
-os.environ["GDAL_CACHEMAX"] = "16"  # MB; GDAL would take 5 % of the node's memory
+os.environ["GDAL_CACHEMAX"] = "12"  # MB; GDAL would take 5 % of the node's memory
 
 
 def main(path, window):
     """Blur the raster at path, chunk by chunk, and print where the result is."""
-    began = time.monotonic()
+    began = monotonic()
     target = Path("smooth", Path(path).stem + ".tif")
     cpus = os.environ.get("SLURM_CPUS_PER_TASK", "")  # what Slurm gave to the job
     processes = int(cpus if cpus.isdecimal() else 0) or len(os.sched_getaffinity(0))
     with rasterio.open(path) as raster:
         bands, dtype = choose_bands(raster, window)
         chunks = split_rows(raster, bands, dtype, window, processes)
-        # The ring bounds memory: all processes share its slots for a chunk and its halo.
+        rounds = math.ceil(len(chunks) / processes)  # a worker mostly goes on downwards
+        chunks = [chunk for i in range(rounds) for chunk in chunks[i::rounds]]
+        # The ring bounds memory: forked processes share its slots for a chunk and halo.
         # A worker fills one, this process writes it, and only then it is filled again.
         slots = min(len(chunks), 2 * processes)
-        shape = slots, len(bands), chunks[0][1] + window // 2, raster.width
+        shape = slots, len(bands), np.diff(chunks).max() + window - 1, raster.width
         memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
         ring = np.frombuffer(memory, dtype).reshape(shape)
-        fork = multiprocessing.get_context("fork")  # workers share the ring and imports
-        pool = fork.Pool(processes, start_worker, [path, memory, ring])
-        workers = set(multiprocessing.active_children())
+        pool = get_context("fork").Pool(processes, start_worker, [path, memory, ring])
+        workers = set(active_children())
         tasks = []
         shown = np.linspace(0, len(PROGRESS), len(chunks) + 1, dtype=int)
         with new_result(target, raster, bands, dtype) as result:
@@ -58,16 +59,16 @@ def main(path, window):
                 first = finish(tasks[number], workers)
                 means = ring[number % slots, :, first : first + stop - start]
                 result.write(means, window=((start, stop), (0, raster.width)))
-                memory.madvise(mmap.MADV_DONTNEED)  # as in blur_chunk
+                if ring[0].nbytes > 2 * CHUNK:  # as in blur_chunk
+                    memory.madvise(mmap.MADV_DONTNEED)
                 print(PROGRESS[shown[number] : shown[number + 1]], end="", flush=True)
-    print(" - done.")
     size = f"{raster.width} x {raster.height} pixels, window {window} x {window}"
-    print(f"{target}: {size}, {time.monotonic() - began:.1f} seconds", flush=True)
+    print(f" - done.\n{target}: {size}, {monotonic() - began:.1f} seconds", flush=True)
     os._exit(0)  # as a Pool that closes can wait for ever for a worker that was killed
 
 
 def choose_bands(raster, window):
-    """Return the bands to blur, all but alpha, and the result's type, float32 or 64."""
+    """Return the bands, all but alpha, and the result's type; ValueError if none."""
     bands = [i for i in raster.indexes if raster.colorinterp[i - 1].name != "alpha"]
     dtype = np.result_type(np.float32, *[raster.dtypes[band - 1] for band in bands])
     if not bands or dtype.kind == "c":
@@ -79,28 +80,26 @@ def choose_bands(raster, window):
 
 def split_rows(raster, bands, dtype, window, processes):
     """Return the first row of each even-sized chunk and the row after its last."""
-    # CHUNK bytes, or the window's rows, in whole rows of blocks up to 4 x CHUNK.
+    # CHUNK bytes, or the window's rows; whole rows of blocks if at most 4 x CHUNK.
     row = raster.width * len(bands) * dtype.itemsize  # bytes
     rows = max(window, int(CHUNK / row))
     block = raster.block_shapes[0][0]
     if block * row <= 4 * CHUNK:
         rows = math.ceil(rows / block) * block
     rows = min(rows, math.ceil(raster.height / processes))
-    # The first one is longer, so that the halos of all others begin with a block.
-    edges = range(rows + window // 2, raster.height, rows)
+    # The first is shorter, so that the halos below chunks end with a block.
+    edges = range(-(window // 2) % rows or rows, raster.height, rows)
     return list(pairwise([0, *edges, raster.height]))
 
 
 def start_worker(path, *shared):
     """Open the raster and keep the ring, in a worker, for all chunks that it blurs."""
-    global raster, memory, ring, touched
+    global raster, memory, ring, kept
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, the main process says why
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with it: PR_SET_PDEATHSIG
-    if os.getppid() != multiprocessing.parent_process().pid:
-        os._exit(1)  # it has ended already
     raster = rasterio.open(path)
     memory, ring = shared
-    touched = set()
+    kept = [None, None]  # a row, and all from there on that the last chunk has read
 
 
 def blur_chunk(bands, window, start, stop, slot):
@@ -108,23 +107,24 @@ def blur_chunk(bands, window, start, stop, slot):
     halo = window // 2  # rows above and below the chunk that its means need
     top = max(0, start - halo)
     values = ring[slot, :, : min(raster.height, stop + halo) - top]
+    known = kept[1] if kept[0] == top else values[:, :0]  # slow to read in tiles
+    values[:, : known.shape[1]] = known
     try:
-        read_rows(raster, bands, top, values)
+        read_rows(raster, bands, top + known.shape[1], values[:, known.shape[1] :])
     except Exception as error:  # a Pool would lose GDAL's words
         raise OSError(str(error.__cause__ or error)) from error
+    kept[:] = stop - halo, values[:, stop - halo - top :].copy()
     average(values, window, axis=1)
     average(values[:, start - top : stop - top], window, axis=2)
-    touched.add(slot)
-    if len(touched) > 2:  # Slurm may count a slot for each process that has touched it
+    if ring.nbytes > 14 * CHUNK:  # Slurm may count it for each process that touches it
         memory.madvise(mmap.MADV_DONTNEED)  # forget where it is, not what is in it
-        touched.clear()
     return start - top
 
 
 def read_rows(raster, bands, top, values):
     """Fill values (band, row, column) with rows from top on, NaN where not valid."""
     # GDAL reads a part again for its mask: few blocks, which are in its cache then.
-    tall, wide = np.maximum(raster.block_shapes[0], (256, 1024))
+    tall, wide = np.maximum(raster.block_shapes[0], (64, 512))
     for y in range(0, values.shape[1], tall):
         for x in range(0, raster.width, wide):
             part = values[:, y : y + tall, x : x + wide]
@@ -141,9 +141,9 @@ def average(values, window, axis):
 
 
 def finish(task, workers):
-    """Return what a task returns. It would wait for ever for a worker that was killed."""
+    """Return what a task returns; OSError if a worker was killed: it would wait on."""
     while not task.ready():
-        if set(multiprocessing.active_children()) != workers:
+        if set(active_children()) != workers:
             raise OSError("a worker was killed, likely as memory ran out: ask for more")
         task.wait(1)
     return task.get()

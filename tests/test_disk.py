@@ -45,7 +45,7 @@ def test_earlier_result_survives_a_full_disk(
 ):
     """With GDAL's cache the disk fills as the result is closed, without as it writes."""
     disk, leave = small_disk
-    changes = {'"GDAL_CACHEMAX"] = "16"': f'"GDAL_CACHEMAX"] = "{cache}"'}
+    changes = {'"GDAL_CACHEMAX"] = "12"': f'"GDAL_CACHEMAX"] = "{cache}"'}
     assert run_fast(script, small, cwd=disk).returncode == 0
     target = disk / "smooth" / "small.tif"
     whole = target.read_bytes()

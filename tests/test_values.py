@@ -99,7 +99,7 @@ def make_case(seed, path):
         if kind == "mask":
             file.write_mask(~holes[0])
     tall, wide = rng.integers(1, 90, 2)
-    changes = {"(256, 1024)": f"({tall}, {wide})"}  # of a part that is read at once
+    changes = {"(64, 512)": f"({tall}, {wide})"}  # of a part that is read at once
     if rng.random() < 0.7:  # so many rows in a chunk, up to more chunks than the ring
         row = int(width * bands * np.result_type(dtype, np.float32).itemsize)
         chunk = row * int(rng.integers(1, 30))
