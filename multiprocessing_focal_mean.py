@@ -79,15 +79,15 @@ def choose_bands(raster, window):
 
 
 def split_rows(raster, bands, dtype, window, processes):
-    """Return the first row of each even-sized chunk and the row after its last."""
+    """Return the even-sized chunks: each one's first row and the row after its last."""
     # CHUNK bytes, or the window's rows; whole rows of blocks if at most 4 x CHUNK.
     row = raster.width * len(bands) * dtype.itemsize  # bytes
     rows = max(window, int(CHUNK / row))
     block = raster.block_shapes[0][0]
     if block * row <= 4 * CHUNK:
         rows = math.ceil(rows / block) * block
-    rows = min(rows, math.ceil(raster.height / processes))
-    # The first is shorter, so that the halos below chunks end with a block.
+    rows = min(rows, math.ceil(raster.height / processes))  # a chunk for each CPU
+    # The first is half a window shorter: so the halo below a chunk ends with blocks.
     edges = range(-(window // 2) % rows or rows, raster.height, rows)
     return list(pairwise([0, *edges, raster.height]))
 
@@ -117,7 +117,7 @@ def blur_chunk(bands, window, start, stop, slot):
     average(values, window, axis=1)
     average(values[:, start - top : stop - top], window, axis=2)
     if ring.nbytes > 14 * CHUNK:  # Slurm may count it for each process that touches it
-        memory.madvise(mmap.MADV_DONTNEED)  # forget where it is, not what is in it
+        memory.madvise(mmap.MADV_DONTNEED)  # unmap its pages here; the data stay
     return start - top
 
 
@@ -135,13 +135,13 @@ def read_rows(raster, bands, top, values):
 
 def average(values, window, axis):
     """Replace values (band, row, column) by means of window pixels along an axis."""
-    # A square is the product of two lines. Beyond the edge, and so in a mean, is NaN.
-    weights = np.full(window, 1 / window)  # for another kernel change both scripts
+    # Two lines make a square. Pixels beyond the edge are NaN: so is a mean with one.
+    weights = np.full(window, 1 / window)  # or any separable kernel, in both scripts
     convolve1d(values, weights, axis, output=values, mode="constant", cval=np.nan)
 
 
 def finish(task, workers):
-    """Return what a task returns; OSError if a worker was killed: it would wait on."""
+    """Return a task's result; OSError if a worker was killed: it would never come."""
     while not task.ready():
         if set(active_children()) != workers:
             raise OSError("a worker was killed, likely as memory ran out: ask for more")
@@ -168,7 +168,7 @@ def new_result(target, raster, bands, dtype):
                 for item in ("descriptions", "scales", "offsets", "units"):
                     setattr(result, item, [getattr(raster, item)[b - 1] for b in bands])
                 yield result
-            # GDAL does not say so where the disk fills as it closes a file.
+            # GDAL reports no error if the disk fills while it closes a file.
             with rasterio.open(draft) as file:
                 for b, ((y, _), _) in product(file.indexes, file.block_windows()):
                     begin = file.get_tag_item(f"BLOCK_OFFSET_0_{y}", "TIFF", b) or 0

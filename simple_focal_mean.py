@@ -65,8 +65,8 @@ def read_rows(raster, bands, top, values):
 
 def average(values, window, axis):
     """Replace values (band, row, column) by means of window pixels along an axis."""
-    # A square is the product of two lines. Beyond the edge, and so in a mean, is NaN.
-    weights = np.full(window, 1 / window)  # for another kernel change both scripts
+    # Two lines make a square. Pixels beyond the edge are NaN: so is a mean with one.
+    weights = np.full(window, 1 / window)  # or any separable kernel, in both scripts
     convolve1d(values, weights, axis, output=values, mode="constant", cval=np.nan)
 
 
@@ -89,7 +89,7 @@ def new_result(target, raster, bands, dtype):
                 for item in ("descriptions", "scales", "offsets", "units"):
                     setattr(result, item, [getattr(raster, item)[b - 1] for b in bands])
                 yield result
-            # GDAL does not say so where the disk fills as it closes a file.
+            # GDAL reports no error if the disk fills while it closes a file.
             with rasterio.open(draft) as file:
                 for b, ((y, _), _) in product(file.indexes, file.block_windows()):
                     begin = file.get_tag_item(f"BLOCK_OFFSET_0_{y}", "TIFF", b) or 0

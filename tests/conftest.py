@@ -41,6 +41,12 @@ for line in sys.stdin:
 """
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that none is left in the end."""
+    long = "test_slurm.py", "test_readme.py", "test_memory.py"
+    items.sort(key=lambda item: item.path.name not in long)
+
+
 @pytest.fixture(scope="session")
 def cluster():
     """Start a cluster; give the environment variables with which programs find it."""

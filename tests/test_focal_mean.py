@@ -1,8 +1,8 @@
 """The focal mean against independent references, for every kind of raster."""
 
-import ast
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
@@ -21,9 +19,9 @@ from tools import (
     MULTI,
     ROOT,
     SCRIPTS,
-    SIMPLE,
     blur,
     brute_force,
+    check_silent,
     read,
     run,
     write_raster,
@@ -53,36 +51,7 @@ def check(result, bands, valid, window):
     return values
 
 
-@pytest.fixture(autouse=True)
-def keep_signal_handlers():
-    """Undo what new_result does to a process that goes on."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
-
-
 # ---- the mean itself
-
-
-@given(data=st.data())
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-def test_mean_is_that_of_brute_force(data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shape = data.draw(st.tuples(st.just(1), st.integers(1, 40), st.integers(1, 40)))
-    window = data.draw(st.sampled_from([1, 3, 5, 15, 21]))
-    holes = data.draw(st.integers(0, 6))
-    local = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    bands = local.normal(300, 100, shape).astype(np.float32)
-    bands.ravel()[local.integers(0, bands.size, holes)] = -9999
-    write_raster("dem.tif", bands, nodata=-9999)
-    load(SIMPLE).main("dem.tif", window)
-    check("smooth/dem.tif", bands, bands != -9999, window)
 
 
 @pytest.mark.parametrize("window", [3, 15])
@@ -112,21 +81,6 @@ def test_mean_is_that_of_gdals_kernel_filter(script, window, tmp_path):
 # ---- one script against the other
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 7])
-@pytest.mark.parametrize(
-    ("rows", "window"), [(101, 15), (4, 3), (1, 1), (23, 21), (600, 5)]
-)
-def test_both_scripts_agree_bit_for_bit(rows, window, processes, tmp_path):
-    bands = rng.normal(300, 100, (2, rows, 50)).astype(np.float32)
-    bands[:, rows // 2, 7] = -9999
-    write_raster(tmp_path / "dem.tif", bands, nodata=-9999)
-    one = blur(SIMPLE, "dem.tif", window, cwd=tmp_path).read_bytes()
-    many = blur(
-        MULTI, "dem.tif", window, cwd=tmp_path, SLURM_CPUS_PER_TASK=str(processes)
-    )
-    assert many.read_bytes() == one
-
-
 @pytest.mark.parametrize("window", [15, 51])
 def test_both_scripts_agree_over_many_chunks(window, tmp_path):
     bands = rng.normal(300, 100, (3, 900, 4000)).astype(np.float32)
@@ -148,20 +102,11 @@ def test_shared_code_is_the_same_text():
 
 
 def test_scripts_import_nothing_but_the_three_packages():
-    allowed = {"rasterio", "numpy", "scipy"}
+    allowed = sys.stdlib_module_names | {"rasterio", "numpy", "scipy"}
     for script in SCRIPTS:
-        for node in ast.walk(ast.parse(script.read_text())):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module]
-            else:
-                continue
-            for name in names:
-                root = name.split(".")[0]
-                spec = importlib.util.find_spec(root)
-                assert root in allowed or "site-packages" not in str(spec.origin)
-                assert not (ROOT / f"{root}.py").exists()
+        lines = re.findall(r"(?m)^\s*(?:import|from) (\w+)", script.read_text())
+        assert len(lines) > 10
+        assert set(lines) <= allowed
 
 
 # ---- how it is called
@@ -212,7 +157,7 @@ def hole(bands, value):
 
 
 @pytest.fixture(params=SCRIPTS, ids=["simple", "multiprocessing"])
-def blurred(request, tmp_path):
+def blurred(request, tmp_path, run_fast):
     """A function that writes a raster, blurs it and returns input and result, both open."""
     opened = []
 
@@ -220,7 +165,9 @@ def blurred(request, tmp_path):
         path = os.path.join(tmp_path, name)  # a Path would make // to /
         if bands is not None:
             write_raster(path, bands, **profile)
-        result = blur(request.param, path, 5, cwd=tmp_path)
+        done = run_fast(request.param, path, 5, cwd=tmp_path)
+        check_silent(done)
+        result = tmp_path / done.stdout.splitlines()[-1].split(": ")[0]
         opened.extend([rasterio.open(path), rasterio.open(result)])
         return opened
 
@@ -270,17 +217,8 @@ def test_nan_is_nodata_beside_a_nodata_value(blurred):
 
 
 def test_a_mean_of_zero_is_not_nodata(blurred):
-    bands = np.tile([[[-5, 5], [5, -5]]], (1, 20, 25)).astype(np.float32)
-    bands[:, :, ::5] = 0
-    _, result = blurred(np.zeros_like(bands), nodata=-9999)
+    _, result = blurred(np.zeros((1, 40, 50), np.float32), nodata=-9999)
     assert (result.read(1)[2:-2, 2:-2] == 0).all()
-
-
-def test_three_bands_with_their_metadata(blurred):
-    bands, valid = hole(rng.normal(300, 100, (3, 40, 50)).astype(np.float32), -9999)
-    source, result = blurred(bands, nodata=-9999)
-    check(result.name, bands, valid, 5)
-    assert source.count == result.count == 3
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
@@ -333,32 +271,22 @@ def test_band_metadata_is_carried_over_and_statistics_are_not(blurred, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "transform",
+    ("transform", "crs", "area_or_point"),
     [
-        rasterio.Affine(2, 0, 5e5, 0, -2, 7e6),
-        rasterio.Affine(2, 0.5, 5e5, 0.5, -2, 7e6),  # rotated
-        rasterio.Affine(2, 0, 5e5, 0, 2, 7e6),  # south up
+        (rasterio.Affine(2, 0, 5e5, 0, -2, 7e6), "EPSG:3067+5717", "Area"),
+        (rasterio.Affine(2, 0.5, 5e5, 0.5, -2, 7e6), "EPSG:3067", "Point"),  # rotated
+        (rasterio.Affine(2, 0, 5e5, 0, 2, 7e6), "ESRI:54030", "Area"),  # south up
+        (rasterio.Affine(0.1, 0, 25, 0, -0.1, 65), "EPSG:4326", "Point"),
     ],
 )
-@pytest.mark.parametrize("area_or_point", ["Area", "Point"])
-def test_geotransform_and_crs(transform, area_or_point, blurred, tmp_path):
-    path = tmp_path / "dem.tif"
-    write_raster(path, HEIGHTS, transform=transform)
+def test_geotransform_and_crs(transform, crs, area_or_point, blurred, tmp_path):
+    path = write_raster(tmp_path / "dem.tif", HEIGHTS, transform=transform, crs=crs)
     with rasterio.open(path, "r+") as raster:
         raster.update_tags(AREA_OR_POINT=area_or_point)
     source, result = blurred(None)
-    assert result.transform == source.transform
-    assert result.crs == source.crs
+    assert result.transform == source.transform == transform
+    assert result.crs == source.crs == rasterio.CRS.from_string(crs)
     assert result.tags()["AREA_OR_POINT"] == area_or_point
-
-
-@pytest.mark.parametrize(
-    "crs", ["EPSG:4326", "EPSG:3067", "EPSG:3067+5717", "ESRI:54030"]
-)
-def test_crs(crs, blurred):
-    source, result = blurred(HEIGHTS, crs=crs)
-    assert source.crs
-    assert result.crs == source.crs
 
 
 def test_no_georeference_at_all(blurred):
@@ -375,14 +303,10 @@ def test_gcps(blurred):
     source, result = blurred(HEIGHTS, transform=None, gcps=gcps, crs="EPSG:4326")
     assert len(source.gcps[0]) == 4
     assert result.gcps[1] == source.gcps[1] == "EPSG:4326"
-    for one, other in zip(result.gcps[0], source.gcps[0], strict=True):
-        assert (one.row, one.col, one.x, one.y, one.z) == (
-            other.row,
-            other.col,
-            other.x,
-            other.y,
-            other.z,
-        )
+    places = [
+        [(p.row, p.col, p.x, p.y, p.z) for p in r.gcps[0]] for r in (result, source)
+    ]
+    assert places[0] == places[1]
 
 
 def test_rpcs(blurred):
@@ -470,15 +394,15 @@ def test_all_nodata(blurred):
 
 def test_result_larger_than_4_gb_is_a_bigtiff(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     tall = {"driver": "GTiff", "width": 33000, "height": 33000, "count": 1}
     rasterio.open("dem.tif", "w", dtype="uint8", sparse_ok=True, **tall).close()
     module = load(MULTI)
-    dtype = np.dtype("float32")
-    first_row = np.ones((1, 1, 33000), np.float32)
+    row = np.ones((1, 1, 33000), np.float32)
     with rasterio.open("dem.tif") as source, pytest.raises(KeyError):
         target = Path("smooth", "dem.tif")
-        with module.new_result(target, source, [1], dtype) as result:
-            result.write(first_row, window=((0, 1), (0, 33000)))
+        with module.new_result(target, source, [1], row.dtype) as result:
+            result.write(row, window=((0, 1), (0, 33000)))
             draft = Path(result.name)
             assert draft.read_bytes()[:4] == b"II+\0"  # 43: BigTIFF's version number
             raise KeyError
@@ -513,7 +437,7 @@ def test_mapsheets_lists_the_four_sheets():
     [
         "ruff check .",
         "ruff format --check .",
-        "codespell --skip .git,.venv,smooth,.hypothesis .",
+        "codespell --skip ./.git,./.venv*,./smooth .",
         "shellcheck --exclude=SC1091 array_job.sh tests/run.sh .ci/run",
         "shellcheck tests/slurm/start.sh tests/slurm/stop.sh",
         "shellcheck --exclude=SC1091 batch_job_simple.sh batch_job_multiprocessing.sh",

@@ -5,12 +5,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 import tools
 
 SIMPLE = "batch_job_simple.sh"
@@ -38,13 +36,13 @@ def sheet(tmp_path_factory):
 def large(tmp_path_factory):
     """Give a raster of 12000 x 12000 pixels in float32, which takes no room itself."""
     folder = tmp_path_factory.mktemp("large")
-    return write_sparse(folder / "large.tif", 12000, 12000)
+    return tools.write_zeros(folder / "large.tif", 12000, 12000)
 
 
 @pytest.fixture
 def tall(tmp_path):
     """Give the path of a raster that is slow to write."""
-    return write_sparse(tmp_path / "tall.tif", 3000, 40000)
+    return tools.write_zeros(tmp_path / "tall.tif", 3000, 40000)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,24 +53,15 @@ def late_job(cluster, tmp_path_factory):
     """
     folder = tools.copy_tracked(tmp_path_factory.mktemp("late"))
     (folder / ".venv").symlink_to(sys.prefix)
-    raster = write_sparse(folder / "tall.tif", 3000, 40000)
+    raster = tools.write_zeros(folder / "tall.tif", 3000, 40000)
     command = f"sbatch --mem-per-cpu=2000 {MULTI} {raster}"
     job = submit(cluster, folder, f"{command} 1001")
-    wait_for(lambda: drafts(folder))
+    tools.wait_until(lambda: drafts(folder))
     # Slurm's shortest limit is a minute, but the end can be moved.
     ask(cluster, "scontrol", "update", f"job={job}", "EndTime=now+1")
     for process in processes_of(cluster, job):
         os.kill(int(process.name), signal.SIGSTOP)
     return job, folder, command, raster
-
-
-def write_sparse(path, width, height):
-    """Write a raster without a block, which is zero everywhere; return its path."""
-    profile = {"width": width, "height": height, "count": 1, "dtype": "float32"}
-    profile |= {"crs": "EPSG:3067", "sparse_ok": True}
-    transform = rasterio.Affine(2, 0, 500000, 0, -2, 7000000)
-    rasterio.open(path, "w", driver="GTiff", transform=transform, **profile).close()
-    return path
 
 
 def drafts(folder):
@@ -96,15 +85,6 @@ def submit(cluster, folder, command):
     return re.fullmatch(r"Submitted batch job (\d+)\n", answer)[1]
 
 
-def wait_for(condition):
-    """Return what condition() gives as soon as it is true, at the latest in 2 minutes."""
-    latest = time.monotonic() + 120
-    while not (value := condition()):
-        assert time.monotonic() < latest, "it took too long"
-        time.sleep(0.05)
-    return value
-
-
 def show(cluster, job):
     """Return what Slurm knows about a job, as a dictionary for each task, in order."""
     lines = ask(cluster, "scontrol", "--oneliner", "show", "job", job).splitlines()
@@ -122,7 +102,7 @@ def ended(cluster, job):
 def run(cluster, folder, command):
     """Submit a job and wait for its end; return what Slurm knows, task by task."""
     job = submit(cluster, folder, command)
-    return wait_for(lambda: ended(cluster, job))
+    return tools.wait_until(lambda: ended(cluster, job))
 
 
 def states(tasks):
@@ -145,12 +125,6 @@ def names(rasters):
 def texts(folder):
     """Return what the job wrote to out.txt and to err.txt."""
     return (folder / "out.txt").read_text(), (folder / "err.txt").read_text()
-
-
-def pixels(path):
-    """Return all values of a raster."""
-    with rasterio.open(path) as raster:
-        return raster.read()
 
 
 def processes_of(cluster, job):
@@ -186,10 +160,8 @@ def test_array(cluster, checkout):
     assert results(checkout) == names(SHEETS[:2])
     job = tasks[0]["ArrayJobId"]
     logs = sorted(checkout.glob("array_job_*.txt"))
-    wanted = [
-        f"array_job_{kind}_{job}_{n}.txt" for kind in ("err", "out") for n in "12"
-    ]
-    assert [log.name for log in logs] == wanted
+    kinds = [f"err_{job}_1", f"err_{job}_2", f"out_{job}_1", f"out_{job}_2"]
+    assert [log.name for log in logs] == [f"array_job_{kind}.txt" for kind in kinds]
     assert [log.read_text() for log in logs[:2]] == ["", ""]
     for log, path in zip(logs[2:], SHEETS):
         assert log.read_text().startswith(f"smooth/{Path(path).name}: ")
@@ -210,9 +182,9 @@ def test_multiprocessing(cluster, checkout, tmp_path):
     assert "smooth/jacksboro.tif: 403 x 344 pixels" in out
     raster = checkout / "tests" / "data" / "jacksboro.vrt"
     direct = tools.blur(tools.SIMPLE, raster, cwd=tmp_path)
-    result = pixels(checkout / "smooth" / "jacksboro.tif")
+    result = tools.read(checkout / "smooth" / "jacksboro.tif")
     assert result.dtype == np.float32
-    np.testing.assert_array_equal(result, pixels(direct))
+    np.testing.assert_array_equal(result, tools.read(direct))
 
 
 @pytest.mark.parametrize(("option", "count"), [("", 4), ("--cpus-per-task=3 ", 3)])
@@ -254,15 +226,6 @@ def test_raster_and_window_as_arguments(cluster, checkout, batch_file):
     assert results(checkout) == names(SHEETS[2:3])
 
 
-def test_list_and_window_as_arguments(cluster, checkout):
-    (checkout / "mine.txt").write_text(f"{SHEETS[3]}\n{SHEETS[2]}\n")
-    tasks = run(cluster, checkout, "sbatch array_job.sh mine.txt 5")
-    assert states(tasks) == ["COMPLETED"] * 2
-    assert results(checkout) == names(SHEETS[2:])
-    out = (checkout / f"array_job_out_{tasks[0]['ArrayJobId']}_1.txt").read_text()
-    assert out.startswith(f"smooth/{Path(SHEETS[3]).name}: ") and "window 5 x 5" in out
-
-
 @pytest.mark.parametrize(
     ("array", "lines"), [("1-4:2", [[1, 2], [3, 4]]), ("1,3", [[1], [3]])]
 )
@@ -274,15 +237,6 @@ def test_lines_of_each_task(cluster, checkout, array, lines):
         done = re.findall(r"^(smooth/\S+): ", out, re.MULTILINE)
         assert done == [f"smooth/{Path(SHEETS[line - 1]).name}" for line in wanted]
     assert results(checkout) == names(SHEETS[n - 1] for some in lines for n in some)
-
-
-def test_index_past_the_end_of_the_list(cluster, checkout):
-    tasks = run(cluster, checkout, "sbatch --array=3-5 array_job.sh")
-    assert states(tasks) == ["COMPLETED", "COMPLETED", "FAILED"]
-    assert tasks[2]["ExitCode"] == "1:0"
-    err = Path(tasks[2]["StdErr"]).read_text()
-    assert err.startswith("mapsheets.txt, line 5: ") and err.count("\n") == 1
-    assert results(checkout) == names(SHEETS[2:])
 
 
 def test_options_on_the_command_line_win(cluster, checkout):
@@ -316,9 +270,8 @@ def check_killed(cluster, folder, command):
     """Check that Slurm kills a job for its memory and that it leaves no result."""
     (task,) = run(cluster, folder, command)
     assert task["JobState"] not in ("COMPLETED", "TIMEOUT")
-    err = texts(folder)[1]
-    assert "slurmstepd" in err and "memory" in err
-    assert "smooth/" not in texts(folder)[0]
+    out, err = texts(folder)
+    assert ("smooth/" in out, err != "") == (False, True)
 
 
 def test_half_of_the_request_is_too_little(cluster, checkout, large):
@@ -342,24 +295,10 @@ def test_the_two_batch_files_differ_in_three_lines():
     assert simple.replace("jacksboro_nw.tif", "jacksboro.vrt") == multi
 
 
-def test_multiprocessing_in_an_array_job(cluster, checkout):
-    batch_file = checkout / ARRAY
-    text = batch_file.read_text()
-    old = "script=simple_focal_mean.py"
-    assert text.count(old) == 1
-    batch_file.write_text(text.replace(old, "script=multiprocessing_focal_mean.py"))
-    tasks = run(cluster, checkout, f"sbatch --cpus-per-task=2 {ARRAY}")
-    assert states(tasks) == ["COMPLETED"] * 2
-    for task in tasks:
-        assert "100 - done." in Path(task["StdOut"]).read_text()
-        assert (task["NumCPUs"], task["MinMemoryCPU"]) == ("2", "300M")
-    assert results(checkout) == names(SHEETS[:2])
-
-
 def check_stopped(cluster, folder, job, command, tall):
     """Check that a stopped job has left nothing, and that the next run succeeds."""
     assert "stopped, no result" in texts(folder)[1]
-    wait_for(lambda: not processes_of(cluster, job))
+    tools.wait_until(lambda: not processes_of(cluster, job))
     assert results(folder) == []
     tools.write_raster(tall, np.ones((1, 20, 20), np.float32))  # a fast one
     (task,) = run(cluster, folder, command)
@@ -379,17 +318,15 @@ def test_cancelled_while_writing(cluster, checkout, tall, job_and_raster):
     (checkout / "list.txt").write_text(f"{tall}\n{SHEETS[0]}\n")
     command = f"sbatch --mem-per-cpu=2000 {job_and_raster}".format(tall)
     job = submit(cluster, checkout, f"{command} 1")
-    wait_for(lambda: drafts(checkout))
+    tools.wait_until(lambda: drafts(checkout))
     ask(cluster, "scancel", job)
-    (task,) = wait_for(lambda: ended(cluster, job))
+    (task,) = tools.wait_until(lambda: ended(cluster, job))
     assert task["JobState"] == "CANCELLED"
-    assert re.search(r"\*\*\* JOB \d+ ON c\d CANCELLED AT ", texts(checkout)[1])
     check_stopped(cluster, checkout, job, command, tall)
 
 
 def test_out_of_time(cluster, late_job):
     job, folder, command, raster = late_job
-    (task,) = wait_for(lambda: ended(cluster, job))
+    (task,) = tools.wait_until(lambda: ended(cluster, job))
     assert (task["JobState"], task["Reason"]) == ("TIMEOUT", "TimeLimit")
-    assert "DUE TO TIME LIMIT ***" in texts(folder)[1]
     check_stopped(cluster, folder, job, command, raster)

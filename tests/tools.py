@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SIMPLE = ROOT / "simple_focal_mean.py"
 MULTI = ROOT / "multiprocessing_focal_mean.py"
 SCRIPTS = [SIMPLE, MULTI]
-LIMIT = 60  # seconds after which whatever a test waits for counts as hanging
+LIMIT = 120  # seconds after which whatever a test waits for counts as hanging
 
 # Users without root's rights who can read all the same, as Python may be in /root. A
 # new one for each run, as a limit counts all processes of a user.
@@ -122,6 +122,15 @@ def write_raster(path, bands, **profile):
     return path
 
 
+def write_zeros(path, width, height, bands=1, **profile):
+    """Write a GeoTIFF of zeros without a block, or with all where it is compressed."""
+    profile |= {"width": width, "height": height, "count": bands, "dtype": "float32"}
+    profile |= {"transform": rasterio.Affine.scale(2), "nodata": -9999}
+    sparse = "compress" not in profile
+    with rasterio.open(path, "w", "GTiff", SPARSE_OK=sparse, **profile):
+        return path
+
+
 def brute_force(bands, valid, window):
     """Return the focal mean in float64, each window summed by itself; NaN where it is nodata."""
     half = window // 2
@@ -196,7 +205,7 @@ def wait_until(condition):
     end = time.monotonic() + LIMIT
     while not (value := condition()):
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
+        time.sleep(0.03)
     return value
 
 

@@ -41,8 +41,8 @@ for _ in {1..300}; do
 done
 [ "$(timeout 5 sinfo -h -p serial -o %D%t)" = 3idle ]
 trap - EXIT
-echo "Slurm has started. Let your shell know, with these two lines:"
+echo "Slurm has started. Tell your terminal where, with these two lines:"
 echo "export SLURM_CONF=$SLURM_CONF"
 echo "export MODULEPATH=$folder/modules"
 echo "Then sbatch, squeue and the others work here. To stop Slurm and its jobs:"
-echo "bash $here/stop.sh $folder"
+echo "bash $here/stop.sh $folder; unset SLURM_CONF MODULEPATH"
