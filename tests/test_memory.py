@@ -41,7 +41,6 @@ def peak_of(script, raster, window, cpus=1, **environment):
     [
         *((cpus, window, 6000, {}) for cpus in (1, 2, 16) for window in (15, 51)),
         *((cpus, 51, 3072, TILES) for cpus in (1, 2, 8)),
-        (1, 331, 3000, {}),  # as many rows as README allows
     ],
 )
 def test_no_job_takes_more_than_300_mb_for_each_cpu(
@@ -51,6 +50,12 @@ def test_no_job_takes_more_than_300_mb_for_each_cpu(
     as_rss, as_pss = peak_of(MULTI, raster, window, cpus)
     assert 80 * cpus < as_rss < 300 * cpus
     assert as_pss < (300 if profile else 250) or cpus != 2
+
+
+@pytest.mark.parametrize(("window", "asked"), [(83, 300), (167, 300 + 4 * 16)])
+def test_windows_of_16_and_32_mb_take_no_more_than_asked_for(tmp_path, window, asked):
+    raster = write_zeros(tmp_path / "a.tif", 48000, 750)
+    assert asked / 2 < peak_of(MULTI, raster, window)[0] < asked
 
 
 def test_many_bands_take_no_more_than_300_mb_for_each_cpu(tmp_path):
