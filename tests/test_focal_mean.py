@@ -1,9 +1,7 @@
 """The focal mean against independent references, for every kind of raster."""
 
-import importlib.util
 import os
 import re
-import signal
 import subprocess
 import sys
 import zipfile
@@ -24,18 +22,13 @@ from tools import (
     check_silent,
     read,
     run,
+    started,
+    wait_until,
     write_raster,
+    write_zeros,
 )
 
 rng = np.random.default_rng(2017)
-
-
-def load(script):
-    """Import a script without running it."""
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def check(result, bands, valid, window):
@@ -392,21 +385,18 @@ def test_all_nodata(blurred):
     assert np.isnan(result.read()).all()
 
 
-def test_result_larger_than_4_gb_is_a_bigtiff(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    tall = {"driver": "GTiff", "width": 33000, "height": 33000, "count": 1}
-    rasterio.open("dem.tif", "w", dtype="uint8", sparse_ok=True, **tall).close()
-    module = load(MULTI)
-    row = np.ones((1, 1, 33000), np.float32)
-    with rasterio.open("dem.tif") as source, pytest.raises(KeyError):
-        target = Path("smooth", "dem.tif")
-        with module.new_result(target, source, [1], row.dtype) as result:
-            result.write(row, window=((0, 1), (0, 33000)))
-            draft = Path(result.name)
-            assert draft.read_bytes()[:4] == b"II+\0"  # 43: BigTIFF's version number
-            raise KeyError
-    assert list(Path("smooth").iterdir()) == []
+def test_result_larger_than_4_gb_is_a_bigtiff(tmp_path):
+    raster = write_zeros(tmp_path / "dem.tif", 33000, 33000)
+
+    def find():
+        drafts = (tmp_path / "run").glob("smooth/*.unfinished/dem.tif")
+        return [draft for draft in drafts if draft.stat().st_size > 4]
+
+    with (
+        started(MULTI, raster, cwd=tmp_path / "run"),
+        open(*wait_until(find), "rb") as draft,
+    ):
+        assert draft.read(4) == b"II+\0"  # 43: BigTIFF's version number
 
 
 # ---- the sample data and the code's form
