@@ -17,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from itertools import pairwise, product
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from time import monotonic
 
@@ -84,8 +84,7 @@ def split_rows(raster, bands, dtype, window, processes):
     row = raster.width * len(bands) * dtype.itemsize  # bytes
     rows = max(window, int(CHUNK / row))
     block = raster.block_shapes[0][0]
-    if block * row <= 4 * CHUNK:
-        rows = math.ceil(rows / block) * block
+    rows = math.ceil(rows / block) * block if block * row <= 4 * CHUNK else rows
     rows = min(rows, math.ceil(raster.height / processes))  # a chunk for each CPU
     # The first is half a window shorter: so the halo below a chunk ends with blocks.
     edges = range(-(window // 2) % rows or rows, raster.height, rows)
@@ -97,6 +96,7 @@ def start_worker(path, *shared):
     global raster, memory, ring, kept
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, the main process says why
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with it: PR_SET_PDEATHSIG
+    assert os.getppid() == parent_process().pid  # it has not ended before
     raster = rasterio.open(path)
     memory, ring = shared
     kept = [None, None]  # a row, and all from there on that the last chunk has read
