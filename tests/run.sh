@@ -23,5 +23,5 @@ for program in sbatch slurmctld slurmd gdalbuildvrt shellcheck /usr/share/lmod; 
 done
 export PATH="$PWD/$venv/bin:$PATH" # so that README's python3 is this one, too
 # Each file in a process of its own, as many tests wait for something.
-exec "$venv/bin/python" -m pytest -ra --numprocesses 3 --dist loadfile \
+exec "$venv/bin/python" -m pytest -ra --numprocesses 4 --dist loadfile \
     --no-loadscope-reorder tests "$@"
