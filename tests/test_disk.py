@@ -41,10 +41,11 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("cache", ["32", "0"])
 def test_earlier_result_survives_a_full_disk(
-    run_fast, small, small_disk, script, cache
+    run_fast, tmp_path, small_disk, script, cache
 ):
     """With GDAL's cache the disk fills as the result is closed, without as it writes."""
     disk, leave = small_disk
+    small = write_raster(tmp_path / "small.tif", np.ones((1, 100, 150), np.uint8))
     changes = {'"GDAL_CACHEMAX"] = "12"': f'"GDAL_CACHEMAX"] = "{cache}"'}
     assert run_fast(script, small, cwd=disk).returncode == 0
     target = disk / "smooth" / "small.tif"
