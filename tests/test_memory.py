@@ -25,6 +25,7 @@ def convolve(values, weights, axis, **options):
 fast_write, rasterio.io.DatasetWriter.write = rasterio.io.DatasetWriter.write, write
 fast_convolve, scipy.ndimage.convolve1d = scipy.ndimage.convolve1d, convolve
 """
+MB = 1.048576  # a MB for Slurm, which counts 2^20 bytes, in 10^6 bytes
 TILES = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate"}
 
 
@@ -48,14 +49,14 @@ def test_no_job_takes_more_than_300_mb_for_each_cpu(
 ):
     raster = write_zeros(tmp_path / "a.tif", 12000, height, **profile)
     as_rss, as_pss = peak_of(MULTI, raster, window, cpus)
-    assert 80 * cpus < as_rss < 300 * cpus
-    assert as_pss < (300 if profile else 250) or cpus != 2
+    assert 80 * cpus < as_rss < 300 * cpus * MB
+    assert as_pss < 300 * MB or cpus != 2
 
 
-@pytest.mark.parametrize(("window", "asked"), [(83, 300), (167, 300 + 4 * 16)])
-def test_windows_of_16_and_32_mb_take_no_more_than_asked_for(tmp_path, window, asked):
+@pytest.mark.parametrize(("window", "asked"), [(41, 300), (167, 300 + 4 * 24)])
+def test_windows_of_8_and_32_mb_take_no_more_than_asked_for(tmp_path, window, asked):
     raster = write_zeros(tmp_path / "a.tif", 48000, 400)
-    assert asked / 2 < peak_of(MULTI, raster, window)[0] < asked
+    assert asked / 2 < peak_of(MULTI, raster, window)[0] < asked * MB
 
 
 def test_many_bands_take_no_more_than_300_mb_for_each_cpu(tmp_path):
