@@ -9,9 +9,11 @@ result, is NaN if a pixel of the window is invalid or outside, as with terra's f
 import argparse
 import contextlib
 import ctypes
+import functools
 import math
 import mmap
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -23,114 +25,204 @@ from time import monotonic
 
 import numpy as np
 import rasterio
+import rasterio.shutil
+from rasterio.enums import ColorInterp
 from scipy.ndimage import convolve1d
 
-CHUNK = 8e6  # bytes of a chunk of rows, few enough for the processor's cache
+CACHE = 48e6  # bytes of blocks that GDAL keeps, or a row of them that is larger
+PIECE = 8e6  # bytes of a band that are blurred at a time, for the processor's cache
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
-os.environ["GDAL_CACHEMAX"] = "12"  # MB; GDAL would take 5 % of the node's memory
 
 
 def main(path, window):
-    """Blur the raster at path, chunk by chunk, and print where the result is."""
-    began = monotonic()
-    target = Path("smooth", Path(path).stem + ".tif")
+    """Blur the raster at path, in chunks; print how far it is."""
     cpus = os.environ.get("SLURM_CPUS_PER_TASK", "")  # what Slurm gave to the job
     processes = int(cpus if cpus.isdecimal() else 0) or len(os.sched_getaffinity(0))
     with rasterio.open(path) as raster:
-        bands, dtype = choose_bands(raster, window)
-        chunks = split_rows(raster, bands, dtype, window, processes)
-        rounds = math.ceil(len(chunks) / processes)  # a worker mostly goes on downwards
-        chunks = [chunk for i in range(rounds) for chunk in chunks[i::rounds]]
-        # The ring bounds memory: forked processes share its slots for a chunk and halo.
-        # A worker fills one, this process writes it, and only then it is filled again.
-        slots = min(len(chunks), 2 * processes)
-        shape = slots, len(bands), np.diff(chunks).max() + window - 1, raster.width
-        memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-        ring = np.frombuffer(memory, dtype).reshape(shape)
-        pool = get_context("fork").Pool(processes, start_worker, [path, memory, ring])
-        workers = set(active_children())
-        tasks = []
-        shown = np.linspace(0, len(PROGRESS), len(chunks) + 1, dtype=int)
-        with new_result(target, raster, bands, dtype) as result:
-            for number, (start, stop) in enumerate(chunks):
-                while len(tasks) < min(number + slots, len(chunks)):
-                    task = bands, window, *chunks[len(tasks)], len(tasks) % slots
-                    tasks.append(pool.apply_async(blur_chunk, task))
-                first = finish(tasks[number], workers)
-                means = ring[number % slots, :, first : first + stop - start]
-                result.write(means, window=((start, stop), (0, raster.width)))
-                if ring[0].nbytes > 2 * CHUNK:  # as in blur_chunk
-                    memory.madvise(mmap.MADV_DONTNEED)
-                print(PROGRESS[shown[number] : shown[number + 1]], end="", flush=True)
-    size = f"{raster.width} x {raster.height} pixels, window {window} x {window}"
-    print(f" - done.\n{target}: {size}, {monotonic() - began:.1f} seconds", flush=True)
-    os._exit(0)  # as a Pool that closes can wait for ever for a worker that was killed
+        groups, dtype = choose_bands(raster, window)
+        chunks, columns = split_raster(raster, groups, window, processes)
+        processes = min(processes, len(chunks))
+        cache = set_cache(raster, groups[0], columns)
+        row = min(columns, raster.width) * dtype.itemsize  # bytes
+        rows = max(window, int(PIECE / row / max(1, len(groups[0]) / 4)))
+        piece = len(groups[0]) * row * (rows + 2 * window)
+        ask_for(path, 75e6 + processes * (70e6 + cache + piece))
+        with new_result(raster, groups, dtype, window) as result:
+            raster.close()  # or the processes would share its position in the file
+            done = np.frombuffer(mmap.mmap(-1, 8 * len(chunks)))  # pixels of each chunk
+            stops = signal.SIGINT, signal.SIGTERM  # a worker just ends
+            signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+            pool = get_context("fork").Pool(
+                processes, start_worker, [path, done, stops]
+            )
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+            workers = active_children()
+            blur = functools.partial(blur_chunk, result, dtype, window, rows)
+            tasks = pool.starmap_async(blur, enumerate(chunks), chunksize=1)
+            wait_for(tasks, done, sum(map(len, groups)) * math.prod(raster.shape))
+            pool.close()
+            for worker in workers:  # so that Slurm counts their time
+                worker.join(5)
+    os._exit(0)  # as the end of a Pool can wait for ever for a worker that was killed
+
+
+def split_raster(raster, groups, window, processes):
+    """Return chunks (bands, rows, columns), and how many columns GDAL has to keep."""
+    # Even-sized parts of the rows. Where a row of blocks is larger than GDAL's cache,
+    # so are the columns: a process decompresses no block twice as it goes down a chunk.
+    wide = find_part(raster)[1]
+    blocks = math.ceil(raster.width / wide)
+    fit = int(CACHE / count_bytes(raster, groups[0], wide))
+    strips = math.ceil(blocks / max(2, fit))  # one cut in a block: then two of them
+    parts = processes // math.gcd(processes, strips * len(groups))  # equally many each
+    rows, columns = (
+        list(pairwise(sorted({size * i // number for i in range(number + 1)})))
+        for size, number in zip(raster.shape, (parts, strips), strict=True)
+    )
+    half = window // 2
+    keep = [
+        math.ceil(min(right + half, raster.width) / wide) - max(left - half, 0) // wide
+        for left, right in columns
+    ]
+    return list(product(groups, columns, rows)), max(keep) * wide
+
+
+def start_worker(path, shared, stops):
+    """Note in a worker what all of its chunks need, and make it end with its parent."""
+    global open_raster, done
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, the main process says why
+    for number in stops:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    assert os.getppid() == parent_process().pid  # it has not ended before
+    open_raster = functools.cache(lambda: rasterio.open(path))
+    done = shared
+
+
+def blur_chunk(result, dtype, window, height, number, chunk):
+    """Write the means of a chunk, in pieces of so many rows from the top down."""
+    raster = open_raster()
+    bands, (left, right), (top, bottom) = chunk
+    halo = window // 2  # pixels around the chunk that its means need
+    first, last = max(0, left - halo), min(right + halo, raster.width)
+    height = min(height, bottom - top)
+    values = make_array(len(bands), height + 2 * halo, last - first, dtype)
+    kept = make_array(len(bands), 2 * halo, last - first, dtype)  # from piece to piece
+    read_part(raster, bands, top - halo, first, kept)
+    for y in range(top, bottom, height):
+        piece = values[:, : min(height, bottom - y) + 2 * halo]
+        piece[:, : 2 * halo] = kept
+        read_part(raster, bands, y + halo, first, piece[:, 2 * halo :])
+        kept[:] = piece[:, piece.shape[1] - 2 * halo :]
+        average(piece, window, axis=1)
+        means = piece[:, halo : piece.shape[1] - halo]
+        average(means, window, axis=2)
+        means = means[:, :, left - first : right - first]
+        write_part(result, bands, y, left, means)
+        done[number] += means.size
+
+
+def wait_for(tasks, done, pixels):
+    """Print how much is done until all is; OSError if a worker was killed."""
+    workers = set(active_children())
+    shown = 0
+    while not tasks.ready():
+        tasks.wait(0.1)
+        if set(active_children()) != workers:  # its chunk would never come
+            raise OSError("a worker was killed, likely as memory ran out: ask for more")
+        part = int(len(PROGRESS) * sum(done) / pixels)
+        say(PROGRESS[shown:part], end="")
+        shown = part
+    tasks.get()
+    say(PROGRESS[shown:], "- done.")
 
 
 def choose_bands(raster, window):
-    """Return the bands, all but alpha, and the result's type; ValueError if none."""
+    """Return the bands to read together, and the result's type; ValueError if none."""
     bands = [i for i in raster.indexes if raster.colorinterp[i - 1].name != "alpha"]
-    dtype = np.result_type(np.float32, *[raster.dtypes[band - 1] for band in bands])
-    if not bands or dtype.kind == "c":
-        raise ValueError(f"no band of real numbers, but maybe in {raster.subdatasets}")
+    types = [raster.dtypes[band - 1] for band in bands]
+    if not bands and raster.subdatasets:
+        names = "  ".join(raster.subdatasets[:4])
+        raise ValueError(f"it has several variables, name one of them: {names}")
+    if not bands or any("complex" in name for name in types):
+        raise ValueError("no band of real numbers")
     if window > min(raster.shape):
-        print(f"{raster.name}: warning: smaller than the window", file=sys.stderr)
-    return bands, dtype
+        say(f"{raster.name}: warning: smaller than the window", file=sys.stderr)
+    with rasterio.MemoryFile(ext=".vrt") as memory:  # where GDAL writes what it knows
+        rasterio.shutil.copy(raster, memory.name, driver="VRT")
+        if re.search(b"<(ColorTable|CategoryNames)", memory.read()):
+            text = "warning: its numbers are codes, of which a mean says nothing"
+            say(f"{raster.name}: {text}", file=sys.stderr)
+    # A block holds all bands, or may hold them; else each band is read by itself.
+    mixed = getattr(raster.interleaving, "name", raster.driver)
+    together = mixed in ("pixel", "line", "VRT") and len(set(types)) == 1
+    groups = [bands] if together else [[band] for band in bands]
+    return groups, np.result_type(np.float32, *types)
 
 
-def split_rows(raster, bands, dtype, window, processes):
-    """Return the even-sized chunks: each one's first row and the row after its last."""
-    # CHUNK bytes, or the window's rows; whole rows of blocks if at most 4 x CHUNK.
-    row = raster.width * len(bands) * dtype.itemsize  # bytes
-    rows = max(window, int(CHUNK / row))
-    block = raster.block_shapes[0][0]
-    rows = math.ceil(rows / block) * block if block * row <= 4 * CHUNK else rows
-    rows = min(rows, math.ceil(raster.height / processes))  # a chunk for each CPU
-    # The first is half a window shorter: so the halo below a chunk ends with blocks.
-    edges = range(-(window // 2) % rows or rows, raster.height, rows)
-    return list(pairwise([0, *edges, raster.height]))
+def find_part(raster):
+    """Return how many rows and columns to read at a time: whole blocks."""
+    # Sheets of a virtual raster have blocks of their own, often of 512 x 512 pixels.
+    block = np.maximum(raster.block_shapes[0], 512 if raster.driver == "VRT" else 1)
+    return (-(-np.array((64, 512)) // block) * block).tolist()
 
 
-def start_worker(path, *shared):
-    """Open the raster and keep the ring, in a worker, for all chunks that it blurs."""
-    global raster, memory, ring, kept
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, the main process says why
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with it: PR_SET_PDEATHSIG
-    assert os.getppid() == parent_process().pid  # it has not ended before
-    raster = rasterio.open(path)
-    memory, ring = shared
-    kept = [None, None]  # a row, and all from there on that the last chunk has read
+def count_bytes(raster, bands, columns):
+    """Return the bytes of a row of parts in GDAL's cache, with a mask or alpha."""
+    pixel = 2 + sum(np.dtype(raster.dtypes[band - 1]).itemsize for band in bands)
+    return find_part(raster)[0] * columns * pixel
 
 
-def blur_chunk(bands, window, start, stop, slot):
-    """Leave the means of rows start to stop in a slot; return its row of the first."""
-    halo = window // 2  # rows above and below the chunk that its means need
-    top = max(0, start - halo)
-    values = ring[slot, :, : min(raster.height, stop + halo) - top]
-    known = kept[1] if kept[0] == top else values[:, :0]  # slow to read in tiles
-    values[:, : known.shape[1]] = known
-    try:
-        read_rows(raster, bands, top + known.shape[1], values[:, known.shape[1] :])
-    except Exception as error:  # a Pool would lose GDAL's words
-        raise OSError(str(error.__cause__ or error)) from error
-    kept[:] = stop - halo, values[:, stop - halo - top :].copy()
-    average(values, window, axis=1)
-    average(values[:, start - top : stop - top], window, axis=2)
-    if ring.nbytes > 14 * CHUNK:  # Slurm may count it for each process that touches it
-        memory.madvise(mmap.MADV_DONTNEED)  # unmap its pages here; the data stay
-    return start - top
+def set_cache(raster, bands, columns):
+    """Make GDAL keep a row of parts, not 5 % of a node's memory; return the bytes."""
+    size = max(CACHE, 1.1 * count_bytes(raster, bands, columns))
+    os.environ["GDAL_CACHEMAX"] = str(int(size / 1e6))  # read when a block is needed
+    return size
 
 
-def read_rows(raster, bands, top, values):
-    """Fill values (band, row, column) with rows from top on, NaN where not valid."""
-    # GDAL reads a part again for its mask: few blocks, which are in its cache then.
-    tall, wide = np.maximum(raster.block_shapes[0], (64, 512))
-    for y in range(0, values.shape[1], tall):
-        for x in range(0, raster.width, wide):
-            part = values[:, y : y + tall, x : x + wide]
-            place = rasterio.windows.Window(x, top + y, part.shape[2], part.shape[1])
+def ask_for(path, size):
+    """Say how to ask Slurm for so many bytes of memory, if the job has less."""
+    names = "CPUS_ON_NODE", "MEM_PER_NODE", "MEM_PER_CPU"
+    cpus, node, cpu = (int(os.environ.get(f"SLURM_{name}") or 0) for name in names)
+    need, granted = int(size / 2**20), node or cpu * cpus  # Slurm's MB are of 2^20
+    if 0 < granted < need:
+        option = f"--mem={need}" if node else f"--mem-per-cpu={-(-need // cpus)}"
+        text = f"needs some {need} MB, and the job has {granted}: sbatch {option} ..."
+        say(f"{path}: warning: {text}", file=sys.stderr)
+
+
+def make_array(bands, rows, columns, dtype):
+    """Return an array (band, row, column) that is fast to average along its columns."""
+    # Rows an odd number of cache lines of 64 bytes apart: if it is a multiple of 4096
+    # bytes, all pixels of a column share a few lines of the processor's cache.
+    line = 64 // dtype.itemsize
+    width = (-(-columns // line) | 1) * line
+    return np.empty((bands, rows, width), dtype)[:, :, :columns]
+
+
+def read_part(raster, bands, top, left, values):
+    """Fill values (band, row, column) from a row and column on, NaN where not valid."""
+    bottom, right = np.add((top, left), values.shape[1:]).tolist()
+    if top < 0 or bottom > raster.height:
+        values[:] = np.nan
+    tall, wide = find_part(raster)
+    rows = split(max(top, 0), min(bottom, raster.height), tall)
+    for place in product(rows, split(left, right, wide)):
+        (y, below), (x, beside) = place
+        part = values[:, y - top : below - top, x - left : beside - left]
+        try:
             raster.read(bands, window=place, out=part)
             part[raster.read_masks(bands, window=place) == 0] = np.nan
+        except rasterio.errors.RasterioError as error:
+            reason = error.__cause__ or error  # GDAL's words
+            raise OSError(f"cannot read it, is it damaged? {reason}") from None
+
+
+def split(start, stop, step):
+    """Return the parts from start to stop, cut at multiples of step."""
+    cuts = range(start // step * step, stop, step)
+    return [(max(a, start), min(a + step, stop)) for a in cuts if start < stop]
 
 
 def average(values, window, axis):
@@ -140,52 +232,123 @@ def average(values, window, axis):
     convolve1d(values, weights, axis, output=values, mode="constant", cval=np.nan)
 
 
-def finish(task, workers):
-    """Return a task's result; OSError if a worker was killed: it would never come."""
-    while not task.ready():
-        if set(active_children()) != workers:
-            raise OSError("a worker was killed, likely as memory ran out: ask for more")
-        task.wait(1)
-    return task.get()
+def write_part(result, bands, top, left, means):
+    """Write means (band, row, column) where their pixels lie in the result."""
+    draft, starts, width = result
+    with open(draft, "r+b") as file:
+        for band, rows in zip(bands, means, strict=True):
+            for y, row in enumerate(rows, top):
+                file.seek(starts[band] + (y * width + left) * means.itemsize)
+                file.write(row)
 
 
 @contextlib.contextmanager
-def new_result(target, raster, bands, dtype):
-    """Yield a dataset to write, named target once it is whole; OSError if it is not."""
-    if target.resolve() in [Path(name).resolve() for name in raster.files]:
+def new_result(raster, groups, dtype, window):
+    """Yield where to write the means; name and print it once whole; OSError if not."""
+    began = monotonic()
+    target, bands = find_result(raster.name), [b for group in groups for b in group]
+    if target.exists() and may_read(raster, target):
         raise ValueError(f"its result {target} would overwrite it: move it elsewhere")
     target.parent.mkdir(exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and Slurm's end
         signal.signal(number, signal.default_int_handler)
-    profile = raster.meta | {"driver": "GTiff", "count": len(bands), "dtype": dtype}
-    profile |= {"nodata": np.nan, "interleave": "band", "blockysize": 16}
-    profile |= {"gcps": raster.gcps[0], "crs": raster.crs or raster.gcps[1]}
-    with tempfile.TemporaryDirectory(".unfinished", target.name, "smooth") as folder:
+    text = f"{raster.width} x {raster.height} pixels, window {window} x {window}"
+    made = {"FOCAL_MEAN_WINDOW": f"{window} x {window}", "FOCAL_MEAN_OF": raster.name}
+    scratch = tempfile.TemporaryDirectory(
+        ".unfinished", target.name, "smooth", ignore_cleanup_errors=True
+    )
+    with scratch as folder:
         draft = Path(folder, target.name)
+        rpcs = raster.rpcs
         try:
-            with rasterio.open(draft, "w", rpcs=raster.rpcs, **profile) as result:
-                result.update_tags(**raster.tags())
-                for item in ("descriptions", "scales", "offsets", "units"):
-                    setattr(result, item, [getattr(raster, item)[b - 1] for b in bands])
-                yield result
-            # GDAL reports no error if the disk fills while it closes a file.
-            with rasterio.open(draft) as file:
-                for b, ((y, _), _) in product(file.indexes, file.block_windows()):
-                    begin = file.get_tag_item(f"BLOCK_OFFSET_0_{y}", "TIFF", b) or 0
-                    if int(begin) + file.block_size(b, y, 0) > draft.stat().st_size:
-                        raise rasterio.errors.RasterioIOError("a block is not whole")
-        except rasterio.errors.RasterioError as error:
+            starts = lay_out(draft, raster, bands, dtype, rpcs, made)
+        except Exception as error:  # noqa: BLE001
             raise OSError(f"cannot write it, is the disk full? {error}") from None
+        yield draft, dict(zip(bands, starts, strict=True)), raster.width
+        if target.exists():
+            text += ", in place of an earlier result"
+            with contextlib.suppress(Exception), rasterio.open(target) as earlier:
+                text += f" of window {earlier.tags()['FOCAL_MEAN_WINDOW']}"
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the rest takes no time
         for ending in (".aux.xml", ".ovr", ".msk"):  # of an earlier result
             Path(f"{target}{ending}").unlink(missing_ok=True)
-        draft.replace(target)
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # the .tif at last
+            file.replace(target.with_name(file.name))
+        say(f"{target}: {text}, {monotonic() - began:.1f} seconds")
+
+
+def lay_out(draft, raster, bands, dtype, rpcs, made):
+    """Write a result without its pixels; return where each band begins, in bytes."""
+    size = {"width": raster.width, "height": raster.height, "count": len(bands)}
+    place = {"transform": raster.transform, "gcps": raster.gcps[0], "rpcs": rpcs}
+    place["crs"] = raster.crs or raster.gcps[1] or rasterio.CRS()
+    kind = {"driver": "GTiff", "dtype": dtype, "interleave": "band", "blockysize": 16}
+    # While it has no nodata value, GDAL lays out its strips without writing them.
+    rasterio.open(draft, "w", **size, **place, **kind).close()
+    false = "(?i)statistics|histogram|valid_|_range|fill|missing|sample|^(ns|bidx)$"
+    with rasterio.open(draft, "r+") as result:
+        result.nodata = np.nan
+        for number, band in enumerate([0, *bands]):  # 0 is the raster
+            tags = raster.tags(band).items()
+            tags = {key: text for key, text in tags if not re.search(false, key)}
+            result.update_tags(number, **tags | ({} if band else made))
+        for item in ("descriptions", "scales", "offsets", "units", "colorinterp"):
+            kept = [getattr(raster, item)[band - 1] for band in bands]
+            # A palette becomes gray, as the result has no colour table.
+            kept = [ColorInterp.gray if k == ColorInterp.palette else k for k in kept]
+            setattr(result, item, kept)
+    with open(draft, "r+b") as file:  # reserve the space: a full disk shows at once
+        os.posix_fallocate(file.fileno(), 0, os.path.getsize(draft))
+    with rasterio.open(draft) as result:  # fails if the disk was full for its head
+        last = (raster.height - 1) // 16
+        first, end = (
+            [int(result.get_tag_item(key, "TIFF", i)) for i in result.indexes]
+            for key in ("BLOCK_OFFSET_0_0", f"BLOCK_OFFSET_0_{last}")
+        )
+    if set(np.subtract(end, first)) != {last * 16 * raster.width * dtype.itemsize}:
+        raise OSError("GDAL has not laid out its strips one behind the other")
+    return first
+
+
+def find_result(path):
+    """Return smooth/NAME.tif: NAME is a file's, or all that tells apart what it has."""
+    words = [path]
+    if not os.path.exists(path):  # a driver, a file, what is in it; or an address
+        words = list(filter(None, re.split(r'[":?,]+(?!//)', path)))
+        words = words[len(words) > 1 and "/" not in words[0] :]
+    for i, word in enumerate(words):
+        file = len(words) == 1 or os.path.exists(word) or re.match(r"/vsi|\w+://", word)
+        words[i] = Path(word).stem if file else re.sub(r"\W+", "_", word).strip("_")
+    return Path("smooth", "_".join(words) + ".tif")
+
+
+def may_read(raster, target):
+    """Tell whether a raster reads a file, or gives no names of files at all."""
+    names = [raster.name, *raster.files]
+    for name in names:  # they grow: a virtual raster can be made of virtual rasters
+        if name.endswith(".vrt"):
+            with contextlib.suppress(rasterio.errors.RasterioError):
+                names += set(rasterio.open(name).files) - set(names)
+    for name in names:  # a path can stand in it, as in /vsigzip/smooth/dem.tif
+        cuts = [cut.start() for cut in re.finditer('[/:?,"]|$', name)]
+        for start, stop in product([-1, *cuts], cuts):
+            if Path(name[start + 1 : stop]).resolve() == target.resolve():
+                return True
+    return not raster.files
+
+
+def say(*words, **options):
+    """Print words at once; a log that is full or closed is no reason to fail."""
+    with contextlib.suppress(OSError):
+        print(*words, flush=True, **options)
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends scipy's loops, too
+    warnings.simplefilter("ignore")  # they are for programmers
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it as SIGTERM does
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("raster")
     parser.add_argument("window", type=int, nargs="?", default=15)
@@ -195,6 +358,9 @@ if __name__ == "__main__":
     try:
         main(options.raster, options.window)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
-        reason = str(error) or "stopped, no result"
-        print(f"{options.raster}: {' '.join(reason.split())}", file=sys.stderr)
-        os._exit(1)  # as main does
+        reason = " ".join(str(error).split()).removeprefix(f"{options.raster}: ")
+        if isinstance(error, KeyError):
+            reason = f"its RPCs or other metadata lack {error}: add or remove them"
+        say(f"{options.raster}: {reason or 'stopped, no result'}", file=sys.stderr)
+        os._exit(1)
+    os._exit(0)  # a Pool can wait for ever for a worker that was killed

@@ -83,15 +83,13 @@ def test_both_scripts_agree_over_many_chunks(window, tmp_path):
 
 
 def test_shared_code_is_the_same_text():
-    texts = [script.read_text() for script in SCRIPTS]
-    parts = [set(text.split("\n\n\n")) for text in texts]
-    for name in ("choose_bands", "read_rows", "average", "new_result"):
-        (part,) = (part for part in parts[0] if f"def {name}(" in part)
-        assert part in parts[1]  # with its decorators
-    for begin, end in (('os.environ["GDAL', "\n\n\n"), ("\nif __name__", " main(")):
-        one, other = (text[text.index(begin) :].split(end)[0] for text in texts)
-        assert one == other
-    assert all(name in one for name in ("simplefilter", "SIGINT"))
+    """All of the simple script but its docstring, its imports and main."""
+    simple, multi = (script.read_text() for script in SCRIPTS)
+    shared = simple[simple.index("def choose_bands(") :]
+    assert multi.endswith("\n\n\n" + shared)
+    assert len(shared) > len(simple) * 0.7
+    (cache,) = re.findall("(?m)^CACHE = .*$", simple)
+    assert f"\n{cache}\n" in multi
 
 
 def test_scripts_import_nothing_but_the_three_packages():
@@ -332,15 +330,10 @@ def test_layouts(profile, blurred):
     assert result.block_shapes[0][1] == result.width  # strips, not tiles
 
 
-def test_jpeg_and_palette_do_not_break_the_result(blurred, tmp_path):
+def test_jpeg_does_not_break_the_result(blurred):
     bands = rng.integers(0, 255, (3, 40, 50)).astype(np.uint8)
     source, result = blurred(bands, compress="jpeg", photometric="ycbcr")
     check(result.name, source.read(), np.ones(bands.shape, bool), 5)
-    path = write_raster(tmp_path / "palette.tif", bands[:1])
-    with rasterio.open(path, "r+") as raster:
-        raster.write_colormap(1, {value: (value, 0, 0, 255) for value in range(256)})
-    _, _, source, result = blurred(None, name="palette.tif")
-    check(result.name, bands[:1], np.ones(bands[:1].shape, bool), 5)
 
 
 def test_virtual_raster_of_the_map_sheets(blurred):

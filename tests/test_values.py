@@ -100,10 +100,12 @@ def make_case(seed, path):
             file.write_mask(~holes[0])
     tall, wide = rng.integers(1, 90, 2)
     changes = {"(64, 512)": f"({tall}, {wide})"}  # of a part that is read at once
-    if rng.random() < 0.7:  # so many rows in a chunk, up to more chunks than the ring
+    if rng.random() < 0.3:  # then strips of columns, too
+        changes["\nCACHE = "] = f"\nCACHE = {rng.integers(1, 9999)} or "
+    if rng.random() < 0.7:  # so many rows in a piece
         row = int(width * bands * np.result_type(dtype, np.float32).itemsize)
         chunk = row * int(rng.integers(1, 30))
-        changes["\nCHUNK = "] = f"\nCHUNK = {chunk} or "
+        changes["\nPIECE = "] = f"\nPIECE = {chunk} or "
     window = int(rng.choice([1, 3, 5, 7, 15, 71], p=[0.1, 0.3, 0.2, 0.2, 0.15, 0.05]))
     environment = {"SLURM_CPUS_PER_TASK": str(rng.integers(1, 5))}
     return values, ~holes, window, {"changes": changes, **environment}
