@@ -20,22 +20,27 @@ if [ "$first" -gt "${end:-0}" ]; then
     echo "$list, line $first: no raster there, the last one is in line ${end:-0}" >&2
     exit 1
 fi
-# Two rasters of the same name would have the same result.
-twins=$(tr -d '\r' <"$list" | awk '/[^ \t]/ {
-    name = $0; sub(".*/", "", name); sub("[.][^.]*$", "", name)
-    if (name in seen) print seen[name] " and " $0
-    seen[name] = $0
-}')
-if [ -n "$twins" ]; then
-    echo "$list: the same result in smooth for: $twins" >&2
-    exit 1
-fi
 
 # Python with rasterio: .venv in the folder where you submit, else Taito's module.
 source .venv/bin/activate 2>/dev/null || module load geo-env 2>/dev/null || {
     echo "No Python with rasterio: make .venv as README says, or load a module here" >&2
     exit 1
 }
+# Two rasters that would have the same result: the script knows how it names them.
+twins=$(tr -d '\r' <"$list" | python -c "
+import sys
+from ${script%.py} import find_result
+names = [line.rstrip('\n') for line in sys.stdin if line.strip()]
+seen = {}
+for name in names:
+    other = seen.setdefault(find_result(name), name)
+    if other is not name:
+        print(other, 'and', name)") || exit 1
+if [ -n "$twins" ]; then
+    echo "$list: the same result in smooth for: $twins" >&2
+    exit 1
+fi
+
 trap "exit 143" TERM # when Slurm ends the job: after Python, which is told too
 status=0
 for line in $(seq "$first" $((last < end ? last : end))); do
