@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def cluster():
     """Start a cluster; give the environment variables with which programs find it."""
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # not too long for Slurm
         # A login shell reads what the user has at home: here nothing.
         variables = os.environ | {"TMPDIR": place, "HOME": place}
         start = ["bash", FOLDER / "start.sh", sys.executable]

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,7 +72,8 @@ def check_seamless(folder):
 def test_commands_in_their_order(tmp_path):
     folder = copy_tracked(tmp_path / "checkout")
     path = f"{folder}/.venv/bin:{os.environ['PATH']}"  # as after activate
-    environment = os.environ | {"PATH": path, "TMPDIR": str(tmp_path)}
+    short = tempfile.mkdtemp(dir="/tmp")  # for Slurm
+    environment = os.environ | {"PATH": path, "TMPDIR": short}
     environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "HOME": str(tmp_path)}
     output = ""
     try:
@@ -90,8 +93,9 @@ def test_commands_in_their_order(tmp_path):
         stop += "; echo ${SLURM_CONF-} ${MODULEPATH-}"
         assert type_in(stop, folder, environment).strip() == ""
     finally:
-        for place in tmp_path.glob("slurm.*"):
+        for place in Path(short).glob("slurm.*"):
             subprocess.run(["bash", ROOT / "tests/slurm/stop.sh", place], check=False)
+        os.rmdir(short)
 
 
 def test_seamless_result_from_sheets_of_ones_own(cluster, tmp_path):

@@ -12,9 +12,9 @@ export SLURM_CONF=$folder/slurm.conf
 daemons=$(cat "$folder"/*.pid)
 
 running() { # whether this daemon is: its number could be another process's by now
-    grep -qsF "$SLURM_CONF" "/proc/$1/cmdline"
+    grep -qszxF "SLURM_CONF=$SLURM_CONF" "/proc/$1/environ"
 }
-if timeout 10 scancel --user="$(id -un)" 2>/dev/null; then
+if running "$(cat "$folder/slurmctld.pid")" && timeout 10 scancel --user="$(id -un)" 2>/dev/null; then
     for _ in {1..400}; do # Slurm kills after 30 seconds what does not end by itself
         [ -n "$(timeout 10 squeue -h)" ] || break
         sleep 0.1
