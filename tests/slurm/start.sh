@@ -17,7 +17,6 @@ then
     exit 77
 fi
 
-umask 077 # for slurmdbd.conf and the key
 ! [[ ${TMPDIR-} =~ .{71} ]] || TMPDIR=/tmp # a socket's path has at most 107 characters
 folder=$(mktemp -dt slurm.XXXXXX)
 trap 'tail -v -n 5 "$folder"/*.err >&2
@@ -34,6 +33,7 @@ for name in slurm.conf slurmdbd.conf cgroup.conf; do
         s|@slurmdbd@|$slurmdbd|; s|@c1@|$c1|; s|@c2@|$c2|; s|@c3@|$c3|" \
         "$here/$name" >"$folder/$name"
 done
+chmod 600 "$folder"/{slurmdbd.conf,munge.key} # else they are refused
 export SLURM_CONF=$folder/slurm.conf MYSQL_UNIX_PORT=$folder/mysql.socket
 
 daemon() { # its name, its program and arguments; Ctrl-C does not reach it

@@ -14,8 +14,10 @@ printf '%s\n' "127.0.0.1 localhost" "127.0.1.1 $(hostname)" >"$folder/etc/hosts"
 git clone --quiet . "$folder/root/focal_mean"
 # shellcheck disable=SC2016 # the variables are for the shell that unshare starts
 unshare --mount bash -c '
+    mount --rbind "$0" "$0"
     for place in proc sys dev etc/ssl/certs; do
         mount --rbind "/$place" "$0/$place"
     done
-    chroot "$0" bash -lc "cd /root/focal_mean && bash tests/run.sh \"\$@\"" bash "$@"
+    cd "$0" && pivot_root . mnt && umount --lazy /mnt && cd /root/focal_mean
+    exec bash -l tests/run.sh "$@"
 ' "$folder" "${@:2}"
