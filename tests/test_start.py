@@ -12,8 +12,10 @@ import pytest
 import tools
 
 # In folder $2: starts Slurm while /etc/hosts is the file $1, runs a job, and stops it.
+# Nobody may run the program $5, if any.
 SESSION = """
 mount --bind "$1" /etc/hosts && cd "$2" || exit 78
+[ -z "$5" ] || [ ! -e "$5" ] || mount --bind /dev/null "$5" || exit 78
 bash "$3/start.sh" "$4" >started || exit $(($? == 77 ? 77 : 2))
 eval "$(grep "^export" started)"
 sbatch --wait --output=job.txt --wrap=hostname && srun hostname >step.txt
@@ -44,9 +46,20 @@ def start(folder, **environment):
     return done.stderr
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.1.1", "192.0.2.9", "#"])
-def test_whatever_the_hosts_file_says(tmp_path, address):
-    """It listens on 127.0.0.1 only, and its folder is short, wherever TMPDIR is."""
+@pytest.mark.parametrize(
+    ("address", "missing"),
+    [
+        ("127.0.0.1", ""),
+        ("127.0.1.1", ""),
+        ("192.0.2.9", ""),
+        ("#", "/usr/sbin/mariadbd"),
+    ],
+)
+def test_whatever_the_hosts_file_says(tmp_path, address, missing):
+    """It listens on 127.0.0.1 only, and its folder is short, wherever TMPDIR is.
+
+    Without the programs that keep records it starts, too, and says that in one line.
+    """
     hosts = tmp_path / "hosts"
     hosts.write_text(f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n")
     place = tmp_path / ("long" * 20)
@@ -54,7 +67,7 @@ def test_whatever_the_hosts_file_says(tmp_path, address):
     command = ["unshare", "--mount"] + ["--map-root-user"] * (os.geteuid() != 0)
     command += ["bash", "-c", SESSION, "bash", hosts, place]
     done = subprocess.run(
-        [*command, tools.ROOT / "tests/slurm", sys.executable],
+        [*command, tools.ROOT / "tests/slurm", sys.executable, missing],
         env=os.environ | {"TMPDIR": str(place), "PLACE": str(place)},
         capture_output=True,
         text=True,
@@ -63,6 +76,8 @@ def test_whatever_the_hosts_file_says(tmp_path, address):
     if done.returncode in (1, 77, 78) and "CI" not in os.environ:
         pytest.skip(f"needs Slurm and unshare: {done.stderr.strip()}")
     assert done.returncode == 0, done
+    said = (place / "started").read_text().splitlines()
+    assert ("No records" in said[0], len(said)) == (missing != "", 6 if missing else 5)
     name = f"{socket.gethostname()}\n"
     assert (place / "job.txt").read_text() == (place / "step.txt").read_text() == name
     ports = set(re.findall(r"Port=(\d+)", (place / "slurm.conf").read_text()))

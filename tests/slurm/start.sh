@@ -19,7 +19,7 @@ fi
 
 ! [[ ${TMPDIR-} =~ .{71} ]] || TMPDIR=/tmp # a socket's path has at most 107 characters
 folder=$(mktemp -dt slurm.XXXXXX)
-trap 'tail -v -n 5 "$folder"/*.err >&2
+trap 'set +e; tail -v -n 5 "$folder"/*.err >&2
     echo "Slurm has not started: see the last lines of its programs here" >&2
     bash "$here/stop.sh" "$folder"' EXIT
 mkdir -p "$folder"/{state,modules,c1,c2,c3,database/slurm_acct_db}
@@ -42,7 +42,7 @@ daemon() { # its name, its program and arguments; Ctrl-C does not reach it
 }
 wait_for() { # that a command succeeds, not for long, and not if a daemon has ended
     until timeout 5 "$@" &>/dev/null; do
-        [ $SECONDS -lt 20 ] && ! jobs | grep -v Running >&2 || exit 1
+        [ $SECONDS -lt 20 ] && [ "$(jobs -p)" = "$(jobs -pr)" ] || exit 1
         sleep 0.1
     done
 }
@@ -50,7 +50,7 @@ daemon munge munged --foreground --force --socket="$folder/munge.socket" \
     --key-file="$folder/munge.key" --seed-file="$folder/munge.seed" \
     --pid-file="$folder/munge.pid" --origin=127.0.0.1
 wait_for test -S "$folder/munge.socket"
-if type -P slurmdbd mariadbd >/dev/null; then
+if { type -P slurmdbd && mariadbd --version; } &>/dev/null; then
     daemon mariadb mariadbd --no-defaults --user="$(id -un)" --skip-networking \
         --datadir="$folder/database" --socket="$MYSQL_UNIX_PORT" \
         --skip-grant-tables --debug-no-sync --innodb-log-file-size=4M
