@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import tools
 
-# In folder $2: starts Slurm while /etc/hosts is the file $1, runs a job, and stops it.
-# Nobody may run the program $5, if any.
+# Takes the file $0 for /etc/hosts, lets nobody run the program $1, runs the rest.
+MOUNTS = """
+mount --bind "$0" /etc/hosts || exit 78
+[ ! -e "$1" ] || mount --bind /dev/null "$1" || exit 78
+exec "${@:2}"
+"""
+# In folder $1: starts Slurm, runs a job, and stops it.
 SESSION = """
-mount --bind "$1" /etc/hosts && cd "$2" || exit 78
-[ -z "$5" ] || [ ! -e "$5" ] || mount --bind /dev/null "$5" || exit 78
-bash "$3/start.sh" "$4" >started || exit $(($? == 77 ? 77 : 2))
+cd "$1" || exit
+bash "$2/start.sh" "$3" >started || exit $(($? == 77 ? 77 : 2))
 eval "$(grep "^export" started)"
 sbatch --wait --output=job.txt --wrap=hostname && srun hostname >step.txt
 cp "$SLURM_CONF" .
@@ -25,7 +29,7 @@ for port in $(grep -o "Port=[0-9]*" slurm.conf); do
         ! : <>"/dev/tcp/$address/${port#*=}" || echo "$address" >>reached
     done
 done 2>/dev/null
-bash "$3/stop.sh" "${SLURM_CONF%/*}"
+bash "$2/stop.sh" "${SLURM_CONF%/*}"
 """
 
 
@@ -64,10 +68,16 @@ def test_whatever_the_hosts_file_says(tmp_path, address, missing):
     hosts.write_text(f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n")
     place = tmp_path / ("long" * 20)
     place.mkdir()
-    command = ["unshare", "--mount"] + ["--map-root-user"] * (os.geteuid() != 0)
-    command += ["bash", "-c", SESSION, "bash", hosts, place]
+    command = ["bash", "-c", MOUNTS, hosts, missing]
+    if os.geteuid() == 0:
+        command = ["unshare", "--mount", *command]
+    else:  # who is root in a namespace is not for what Slurm does
+        command = ["unshare", "--mount", "--map-root-user", *command]
+        ids = f"--map-user={os.geteuid()}", f"--map-group={os.getegid()}"
+        command += ["unshare", *ids]
+    command += ["bash", "-c", SESSION, "bash", place]
     done = subprocess.run(
-        [*command, tools.ROOT / "tests/slurm", sys.executable, missing],
+        [*command, tools.ROOT / "tests/slurm", sys.executable],
         env=os.environ | {"TMPDIR": str(place), "PLACE": str(place)},
         capture_output=True,
         text=True,
