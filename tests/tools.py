@@ -146,6 +146,7 @@ def brute_force(bands, valid, window):
 
 def need(*programs, path=None):
     """Skip a test, but not in CI, where one of the programs is missing."""
+    path = f"{path or os.environ['PATH']}:/usr/sbin"  # where the daemons are
     missing = [name for name in programs if not shutil.which(name, path=path)]
     if missing and "CI" not in os.environ:
         pytest.skip(f"not installed: {', '.join(missing)}")
