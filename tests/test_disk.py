@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,22 +21,34 @@ from tools import (
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Return a disk of its own, and a function that leaves so many bytes free there."""
+    """Return a folder on a disk of its own, and a function that leaves so many bytes free there."""
     disk = tmp_path / "disk"
     disk.mkdir()
+    # Without root, a process may do that for itself; others look there through /proc.
+    mount = ["unshare", "--map-root-user", "--mount"]
+    script = 'mount -t tmpfs -o size=64m tmpfs "$0" && echo done && exec cat'
+    with subprocess.Popen(
+        [*mount, "sh", "-c", script, disk],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        if not holder.stdout.readline():
+            reason = holder.stderr.read().strip()
+            assert "CI" not in os.environ, reason
+            pytest.skip(f"a small disk needs mount: {reason}")
+        disk = Path(f"/proc/{holder.pid}/root{disk}")
+        (disk / "run").mkdir()
 
-    def leave(free):
-        space = os.statvfs(disk)
-        size = (space.f_blocks - space.f_bfree) * space.f_bsize + free
-        subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
+        def leave(free):
+            with open(disk / "full", "wb") as file:
+                space = os.statvfs(disk)
+                size = space.f_bavail * space.f_bsize - free
+                os.posix_fallocate(file.fileno(), 0, size)
 
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        assert "CI" not in os.environ, done.stderr
-        pytest.skip(f"a small disk needs mount: {done.stderr.strip()}")
-    yield disk, leave
-    subprocess.run(["umount", "--lazy", disk], check=True)
+        yield disk / "run", leave
+        holder.stdin.close()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -20,6 +20,7 @@ from tools import (
     blur,
     brute_force,
     check_silent,
+    need,
     read,
     run,
     started,
@@ -120,6 +121,7 @@ def test_last_line_names_the_result(script, tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_raster_in_smooth_is_refused(script, tmp_path):
+    need("gdalbuildvrt")
     (tmp_path / "smooth").mkdir()
     write_raster(tmp_path / "smooth/dem.tif", np.ones((1, 30, 40)))
     before = (tmp_path / "smooth/dem.tif").read_bytes()
@@ -396,6 +398,7 @@ def test_result_larger_than_4_gb_is_a_bigtiff(tmp_path):
 
 
 def test_sample_data_can_be_made_again(tmp_path):
+    need("gdalbuildvrt")
     run(ROOT / "tests/data/make_data.py", tmp_path, cwd=tmp_path).check_returncode()
     made = sorted(path.name for path in tmp_path.iterdir())
     names = ["jacksboro.vrt", *(f"jacksboro_{s}.tif" for s in ("ne", "nw", "se", "sw"))]
@@ -422,12 +425,13 @@ def test_mapsheets_lists_the_four_sheets():
         "ruff format --check .",
         "codespell --skip ./.git,./.venv*,./smooth .",
         "shellcheck --exclude=SC1091 array_job.sh tests/run.sh .ci/run",
-        "shellcheck tests/slurm/start.sh tests/slurm/stop.sh",
+        "shellcheck tests/slurm/start.sh tests/slurm/stop.sh tests/slurm/try_elsewhere.sh",
         "shellcheck --exclude=SC1091 batch_job_simple.sh batch_job_multiprocessing.sh",
     ],
 )
 def test_form(command):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    need(command.split()[0], path=path)
     done = subprocess.run(
         command.split(),
         cwd=ROOT,

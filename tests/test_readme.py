@@ -6,13 +6,24 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import rowcol
 from scipy import ndimage
-from tools import ROOT, SIMPLE, copy_tracked, wait_until, write_raster
+from tools import (
+    ROOT,
+    SIMPLE,
+    copy_tracked,
+    need,
+    sees_memory,
+    wait_until,
+    write_raster,
+)
 
 README = (ROOT / "README.md").read_text()
 # A block: its language, a note behind it, its text. Or a command within a sentence.
@@ -26,11 +37,17 @@ RECIPES = README[README.index("## Sheets that touch") : README.index("## Other c
 
 
 def blank(text):
-    """Take out of a text what differs from run to run: seconds, job numbers, bytes."""
+    """Take out of a text what differs from run to run: seconds, job numbers, bytes.
+
+    And from Slurm to Slurm: which of its programs tells an error.
+    """
+    text = re.sub(r"(?m)^\S+ (?=error: )", "", text)
+    if "MaxRSS" in text:  # a table of sacct
+        text = re.sub(r" +", " ", re.sub(r"\d[\d:.]*[KM]?", "N", text))
     text = re.sub(r"\d+\.\d seconds", "N seconds", text)
     text = re.sub(r"(batch job |StepId=|JOB )\d+", r"\1N", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+|\(\d+ >|\bc\d\b", "N", text)
-    return text.strip().splitlines()
+    return [line.strip() for line in text.strip().splitlines()]
 
 
 def type_in(command, folder, environment):
@@ -67,15 +84,26 @@ def check_seamless(folder):
     return means
 
 
-def test_commands_in_their_order(tmp_path):
+def test_commands_in_their_order(cluster, tmp_path):
+    """Cluster is not used, but where it cannot start, README's cannot either."""
+    need("gdalbuildvrt", "slurmdbd", "mariadbd")
     folder = copy_tracked(tmp_path / "checkout")
     path = f"{folder}/.venv/bin:{os.environ['PATH']}"  # as after activate
-    environment = os.environ | {"PATH": path, "TMPDIR": str(tmp_path)}
+    short = tempfile.mkdtemp(dir="/tmp")  # for Slurm
+    environment = os.environ | {"PATH": path, "TMPDIR": short}
     environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "HOME": str(tmp_path)}
-    output = ""
+    command = output = ""
     try:
         for language, note, text, within in PARTS:
             if language == "text":
+                if re.search("memory limit|MaxRSS", text) and not sees_memory(
+                    environment
+                ):
+                    continue
+                for _ in range(50 * ("sacct" in command)):  # the records come late
+                    if blank(output) != blank(text):
+                        time.sleep(0.2)
+                        output = type_in(command, folder, environment)
                 assert blank(output) == blank(text)
             elif within or language == "bash":
                 command = " ".join(within.split()) or text
@@ -90,8 +118,9 @@ def test_commands_in_their_order(tmp_path):
         stop += "; echo ${SLURM_CONF-} ${MODULEPATH-}"
         assert type_in(stop, folder, environment).strip() == ""
     finally:
-        for place in tmp_path.glob("slurm.*"):
+        for place in Path(short).glob("slurm.*"):
             subprocess.run(["bash", ROOT / "tests/slurm/stop.sh", place], check=False)
+        os.rmdir(short)
 
 
 def test_seamless_result_from_sheets_of_ones_own(cluster, tmp_path):
@@ -163,9 +192,9 @@ def test_pictures_can_be_drawn_again(tmp_path):
 
 
 def test_page_is_short_and_its_links_work():
-    assert len(README.split()) <= 2200
+    assert len(README.split()) <= 2300
     assert max(map(len, README.splitlines())) <= 100
-    assert README.count("\n") <= 280
+    assert README.count("\n") <= 300
     headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
     for link in re.findall(r"\]\(([^)]+)\)", README):

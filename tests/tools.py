@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import rasterio
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,6 +142,21 @@ def brute_force(bands, valid, window):
     )
     windows = np.lib.stride_tricks.sliding_window_view(padded, (window, window), (1, 2))
     return windows.mean(axis=(3, 4))
+
+
+def need(*programs, path=None):
+    """Skip a test, but not in CI, where one of the programs is missing."""
+    path = f"{path or os.environ['PATH']}:/usr/sbin"  # where the daemons are
+    missing = [name for name in programs if not shutil.which(name, path=path)]
+    if missing and "CI" not in os.environ:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+def sees_memory(cluster):
+    """Tell whether this Slurm sees what memory a job takes: 25.11 with a new glibc does not."""
+    version = subprocess.check_output(["sinfo", "--version"], env=cluster, text=True)
+    glibc = tuple(map(int, platform.libc_ver()[1].split(".")))
+    return " 25.11" not in version or glibc < (2, 43)
 
 
 def copy_tracked(folder):

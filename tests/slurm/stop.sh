@@ -3,18 +3,19 @@
 #     bash tests/slurm/stop.sh FOLDER
 set -u
 folder=${1:?is missing: it is in the last line that start.sh printed}
+folder=${folder%/}
 if [ ! -d "$folder/state" ]; then
     echo "$folder: start.sh made no such folder" >&2
     exit 1
 fi
 trap '' INT TERM # a second Ctrl-C would leave the rest running
 export SLURM_CONF=$folder/slurm.conf
-daemons=$(cat "$folder"/*.pid)
+daemons=$(cat "$folder"/*.pid 2>/dev/null)
 
 running() { # whether this daemon is: its number could be another process's by now
-    grep -qsF "$SLURM_CONF" "/proc/$1/cmdline"
+    grep -qszxF "SLURM_CONF=$SLURM_CONF" "/proc/$1/environ"
 }
-if timeout 10 scancel --user="$(id -un)" 2>/dev/null; then
+if running "$(cat "$folder/slurmctld.pid" 2>/dev/null)" && timeout 10 scancel --user="$(id -un)" 2>/dev/null; then
     for _ in {1..400}; do # Slurm kills after 30 seconds what does not end by itself
         [ -n "$(timeout 10 squeue -h)" ] || break
         sleep 0.1
