@@ -26,7 +26,7 @@ from time import monotonic
 import numpy as np
 import rasterio
 import rasterio.shutil
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from scipy.ndimage import convolve1d
 
 CACHE = 48e6  # bytes of blocks that GDAL keeps, or a row of them that is larger
@@ -45,8 +45,9 @@ def main(path, window):
         cache = set_cache(raster, groups[0], columns)
         row = min(columns, raster.width) * dtype.itemsize  # bytes
         rows = max(window, int(PIECE / row / max(1, len(groups[0]) / 4)))
+        rows = min(rows, max(bottom - top for _, _, (top, bottom) in chunks))
         piece = len(groups[0]) * row * (rows + 2 * window)
-        ask_for(path, 75e6 + processes * (70e6 + cache + piece))
+        ask_for(path, 80e6 + processes * (75e6 + 1.2 * cache + 1.1 * piece))
         with new_result(raster, groups, dtype, window) as result:
             raster.close()  # or the processes would share its position in the file
             done = np.frombuffer(mmap.mmap(-1, 8 * len(chunks)))  # pixels of each chunk
@@ -165,13 +166,16 @@ def find_part(raster):
     """Return how many rows and columns to read at a time: whole blocks."""
     # Sheets of a virtual raster have blocks of their own, often of 512 x 512 pixels.
     block = np.maximum(raster.block_shapes[0], 512 if raster.driver == "VRT" else 1)
-    return (-(-np.array((64, 512)) // block) * block).tolist()
+    tall, wide = block.tolist()
+    wide *= math.ceil(512 / wide)
+    return tall * math.ceil(min(64, 2**20 / wide) / tall), wide
 
 
 def count_bytes(raster, bands, columns):
     """Return the bytes of a row of parts in GDAL's cache, with a mask or alpha."""
-    pixel = 2 + sum(np.dtype(raster.dtypes[band - 1]).itemsize for band in bands)
-    return find_part(raster)[0] * columns * pixel
+    pixel = sum(np.dtype(raster.dtypes[band - 1]).itemsize for band in bands)
+    masked = MaskFlags.per_dataset in raster.mask_flag_enums[0]
+    return find_part(raster)[0] * columns * (pixel + 2 * masked)
 
 
 def set_cache(raster, bands, columns):

@@ -8,6 +8,7 @@ result, is NaN if a pixel of the window is invalid or outside, as with terra's f
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from time import monotonic
 import numpy as np
 import rasterio
 import rasterio.shutil
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from scipy.ndimage import convolve1d
 
 CACHE = 48e6  # bytes of blocks that GDAL keeps, or a row of them that is larger
@@ -33,7 +34,7 @@ def main(path, window):
         groups, dtype = choose_bands(raster, window)
         cache = set_cache(raster, groups[0], find_part(raster)[1])
         values = make_array(len(groups[0]), *raster.shape, dtype)
-        ask_for(path, 75e6 + values.base.nbytes + cache)
+        ask_for(path, 62e6 + values.nbytes + 2.6 * min(cache, values.nbytes))
         with new_result(raster, groups, dtype, window) as result:
             for bands in groups:
                 read_part(raster, bands, 0, 0, values)
@@ -69,13 +70,16 @@ def find_part(raster):
     """Return how many rows and columns to read at a time: whole blocks."""
     # Sheets of a virtual raster have blocks of their own, often of 512 x 512 pixels.
     block = np.maximum(raster.block_shapes[0], 512 if raster.driver == "VRT" else 1)
-    return (-(-np.array((64, 512)) // block) * block).tolist()
+    tall, wide = block.tolist()
+    wide *= math.ceil(512 / wide)
+    return tall * math.ceil(min(64, 2**20 / wide) / tall), wide
 
 
 def count_bytes(raster, bands, columns):
     """Return the bytes of a row of parts in GDAL's cache, with a mask or alpha."""
-    pixel = 2 + sum(np.dtype(raster.dtypes[band - 1]).itemsize for band in bands)
-    return find_part(raster)[0] * columns * pixel
+    pixel = sum(np.dtype(raster.dtypes[band - 1]).itemsize for band in bands)
+    masked = MaskFlags.per_dataset in raster.mask_flag_enums[0]
+    return find_part(raster)[0] * columns * (pixel + 2 * masked)
 
 
 def set_cache(raster, bands, columns):

@@ -84,3 +84,44 @@ def test_benchmark_has_the_rows_of_its_page(tmp_path):
     assert printed == kept
     assert len(kept) == 18
     assert not list(tmp_path.iterdir())  # the rasters are gone
+
+
+ONE_STRIP = {"blockysize": 6000, "compress": "lzw", "dtype": "int16"}
+TILES_4096 = {**TILES, "blockxsize": 4096, "blockysize": 4096}
+STACK = {**TILES, "dtype": "int16", "interleave": "pixel"}
+
+
+@pytest.mark.parametrize("script", [SIMPLE, MULTI])
+@pytest.mark.parametrize(
+    ("columns", "rows", "bands", "window", "profile"),
+    [
+        (12000, 6000, 1, 15, {}),
+        (6000, 2000, 1, 501, TILES),
+        (12288, 8192, 1, 15, TILES_4096),
+        (8000, 6000, 1, 15, ONE_STRIP),
+        (10980, 1024, 12, 15, STACK),
+        (300000, 300, 1, 15, {}),
+        (300000, 30, 1, 501, {}),
+        (3000, 2500, 1, 2001, {}),
+        (6000, 4000, 1, 15, {"dtype": "float64"}),
+    ],
+)
+def test_too_small_a_job_is_told_what_to_ask_for(
+    tmp_path, script, columns, rows, bands, window, profile
+):
+    """Never too little, and at most 1.3 times what the run takes."""
+    raster = write_zeros(tmp_path / "a.tif", columns, rows, bands, **profile)
+    small = {"SLURM_MEM_PER_CPU": "1", "SLURM_CPUS_ON_NODE": "2"}
+    command = [sys.executable, script, raster, str(window)]
+    environment = os.environ | small | {"SLURM_CPUS_PER_TASK": "2"}
+    with open(tmp_path / "err.txt", "w") as errors:
+        taken = peak_memory(command, environment, cwd=tmp_path, stderr=errors)[0] / MB
+    line = (tmp_path / "err.txt").read_text().splitlines()[-1]
+    needed, of_cpu = re.search(
+        r"needs some (\d+) MB.* --mem-per-cpu=(\d+)", line
+    ).groups()
+    print(
+        f"told {script.stem[:5]} {columns} {bands} {window} {needed} MB, taken {taken:.0f} MB"
+    )
+    assert 2 * int(of_cpu) >= int(needed)
+    assert taken <= int(needed) <= 1.3 * taken

@@ -99,7 +99,10 @@ def make_case(seed, path):
         if kind == "mask":
             file.write_mask(~holes[0])
     tall, wide = rng.integers(1, 90, 2)
-    changes = {"(64, 512)": f"({tall}, {wide})"}  # of a part that is read at once
+    changes = {
+        "(512 / wide)": f"({wide} / wide)",
+        "min(64,": f"min({tall},",
+    }  # of a part
     if rng.random() < 0.3:  # then strips of columns, too
         changes["\nCACHE = "] = f"\nCACHE = {rng.integers(1, 9999)} or "
     if rng.random() < 0.7:  # so many rows in a piece

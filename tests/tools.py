@@ -126,7 +126,8 @@ def write_raster(path, bands, **profile):
 
 def write_zeros(path, width, height, bands=1, **profile):
     """Write a GeoTIFF of zeros without a block, or with all where it is compressed."""
-    profile |= {"width": width, "height": height, "count": bands, "dtype": "float32"}
+    profile = {"dtype": "float32"} | profile
+    profile |= {"width": width, "height": height, "count": bands}
     profile |= {"transform": rasterio.Affine.scale(2), "nodata": -9999}
     sparse = "compress" not in profile
     with rasterio.open(path, "w", "GTiff", SPARSE_OK=sparse, **profile):

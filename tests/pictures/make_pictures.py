@@ -97,8 +97,8 @@ def draw_rules(folder):
         )
         axes[0].plot(column, row, "o", color=colour, markersize=4)
     axes[1].imshow(np.zeros((size, size)), cmap="Greys", vmax=1)
-    for number, top in enumerate([0, chunk - half, 2 * chunk - half]):
-        bottom = size if number == 2 else (number + 1) * chunk - half
+    for number, top in enumerate([0, chunk, 2 * chunk]):
+        bottom = (number + 1) * chunk
         axes[1].add_patch(
             Rectangle(
                 (-0.5, top - 0.5),
@@ -110,7 +110,7 @@ def draw_rules(folder):
         )
         middle = (top + bottom) / 2 - 0.5
         axes[1].text(size / 2, middle, f"chunk {number}", ha="center", va="center")
-    for top in (chunk - 2 * half, 2 * chunk - half):
+    for top in (chunk - half, 2 * chunk):
         axes[1].add_patch(
             Rectangle((-0.5, top - 0.5), size, half, color="#fdae6b", alpha=0.8)
         )
