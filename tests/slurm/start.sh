@@ -37,12 +37,12 @@ chmod 600 "$folder"/{slurmdbd.conf,munge.key} # else they are refused
 export SLURM_CONF=$folder/slurm.conf MYSQL_UNIX_PORT=$folder/mysql.socket
 
 daemon() { # its name, its program and arguments; Ctrl-C does not reach it
-    setsid "${@:2}" &>"$folder/$1.err" </dev/null &
+    setsid "${@:2}" &>"$folder/$1.err" </dev/null & pids+=($!)
     echo $! >"$folder/$1.pid"
 }
 wait_for() { # that a command succeeds, not for long, and not if a daemon has ended
     until timeout 5 "$@" &>/dev/null; do
-        [ $SECONDS -lt 20 ] && [ "$(jobs -p)" = "$(jobs -pr)" ] || exit 1
+        [ $SECONDS -lt 20 ] && [ "$(jobs -pr | wc -l)" = ${#pids[@]} ] || exit 1
         sleep 0.1
     done
 }

@@ -6,6 +6,7 @@ set -eu
 release=${1:?is missing, such as trixie}
 cd "$(dirname "$0")/../.."
 folder=$(mktemp -d "/tmp/$release.XXXXXX")
+chmod 755 "$folder"
 trap 'rm -rf --one-file-system "$folder"' EXIT # what is mounted is gone by then
 debootstrap --variant=minbase --include=ca-certificates,git,python3-venv \
     "$release" "$folder" >"$folder.log" || { tail "$folder.log"; exit 1; }
@@ -19,5 +20,5 @@ unshare --mount bash -c '
         mount --rbind "/$place" "$0/$place"
     done
     cd "$0" && pivot_root . mnt && umount --lazy /mnt && cd /root/focal_mean
-    exec bash -l tests/run.sh "$@"
+    CI=true exec bash -l tests/run.sh "$@"
 ' "$folder" "${@:2}"
