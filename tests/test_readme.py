@@ -160,7 +160,7 @@ def test_table_follows_the_rules():
     for side, window, script, options in rows:
         pixels = int(side) ** 2 / 1e6
         seconds = 0.5 + pixels * (0.03 + int(window) / 2000)
-        memory, cpus = (150 + 4 * pixels, 1) if script == "simple" else (300, 4)
+        memory, cpus = (160 + 4 * pixels, 1) if script == "simple" else (300, 4)
         wanted = [f"--mem-per-cpu={memory:.0f}"] * (memory > 300)
         minutes = math.ceil(2 * seconds / cpus / 60)
         wanted += [f"--time={minutes}"] * (minutes > 1)
