@@ -36,16 +36,14 @@ import scipy
 from scipy import ndimage
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+os.environ["GDAL_CACHEMAX"] = "48"  # MB, for the copy as for the scripts
 CPUS = len(os.sched_getaffinity(0))
 ONCE = "plain.tif", "2-D", 15  # too slow for every round
 NODATA = -9999
 ROWS = 512  # at a time
 PAGE = """\
 Whole processes from start to exit, medians, with the rasters in the page cache. RSS
-counts shared memory once for each process that has touched it, PSS once. How many
-times the copy a run takes depends on the processor: an Intel Xeon at 2.5 GHz took 2.1,
-2.7 and 6.4 times at windows 5, 15 and 51 on two CPUs where an AMD EPYC took 1.4, 1.8
-and 3.6, as scipy's loop is slower there and the copy is not.
+counts shared memory once for each process that has touched it, PSS once.
 """
 
 

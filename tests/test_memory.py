@@ -82,7 +82,7 @@ def test_benchmark_has_the_rows_of_its_page(tmp_path):
     rows = r"(?m)^\| (\w+\.\w+) .*? \| (\S+) .*?\| 15 \| .* MB \|$"
     printed, kept = [set(re.findall(rows, page)) for page in pages]
     assert printed == kept
-    assert len(kept) == 18
+    assert len(kept) == 21
     assert not list(tmp_path.iterdir())  # the rasters are gone
 
 

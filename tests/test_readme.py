@@ -45,6 +45,8 @@ def blank(text):
     if "MaxRSS" in text:  # a table of sacct
         text = re.sub(r" +", " ", re.sub(r"\d[\d:.]*[KM]?", "N", text))
     text = re.sub(r"\d+\.\d seconds", "N seconds", text)
+    # It says which result it replaces, if the page's commands have made one before.
+    text = text.replace(", in place of an earlier result of window 15 x 15", "")
     text = re.sub(r"(batch job |StepId=|JOB )\d+", r"\1N", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+|\(\d+ >|\bc\d\b", "N", text)
     return [line.strip() for line in text.strip().splitlines()]
