@@ -71,9 +71,9 @@ def split_raster(raster, groups, window, processes):
     """Return chunks (bands, rows, columns), and how many columns GDAL has to keep."""
     # Even-sized parts of the rows. Where a row of blocks is larger than GDAL's cache,
     # so are the columns: a process decompresses no block twice as it goes down a chunk.
-    wide = find_part(raster)[1]
+    tall, wide = find_part(raster)
     blocks = math.ceil(raster.width / wide)
-    fit = int(CACHE / count_bytes(raster, groups[0], wide))
+    fit = int(CACHE / count_bytes(raster, groups[0], tall, wide))
     strips = math.ceil(blocks / max(2, fit))  # one cut in a block: then two of them
     parts = processes // math.gcd(processes, strips * len(groups))  # equally many each
     rows, columns = (
@@ -171,18 +171,19 @@ def find_part(raster):
     return tall * math.ceil(min(64, 2**20 / wide) / tall), wide
 
 
-def count_bytes(raster, bands, columns):
-    """Return the bytes of a row of parts in GDAL's cache, with a mask or alpha."""
+def count_bytes(raster, bands, rows, columns):
+    """Return the bytes of so many pixels in GDAL's cache, with a mask or alpha."""
     pixel = sum(np.dtype(raster.dtypes[band - 1]).itemsize for band in bands)
     masked = MaskFlags.per_dataset in raster.mask_flag_enums[0]
-    return find_part(raster)[0] * columns * (pixel + 2 * masked)
+    return rows * columns * (pixel + 2 * masked)
 
 
 def set_cache(raster, bands, columns):
     """Make GDAL keep a row of parts, not 5 % of a node's memory; return the bytes."""
-    size = max(CACHE, 1.1 * count_bytes(raster, bands, columns))
+    rows, wide = find_part(raster)  # and one part more, in place of which it reads
+    size = max(CACHE, 1.1 * count_bytes(raster, bands, rows, columns + wide))
     os.environ["GDAL_CACHEMAX"] = str(int(size / 1e6))  # read when a block is needed
-    return size
+    return min(size, 1.1 * count_bytes(raster, bands, *raster.shape))
 
 
 def ask_for(path, size):

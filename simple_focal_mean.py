@@ -34,7 +34,7 @@ def main(path, window):
         groups, dtype = choose_bands(raster, window)
         cache = set_cache(raster, groups[0], find_part(raster)[1])
         values = make_array(len(groups[0]), *raster.shape, dtype)
-        ask_for(path, 62e6 + values.nbytes + 2.6 * min(cache, values.nbytes))
+        ask_for(path, 62e6 + values.nbytes + 2.6 * cache)
         with new_result(raster, groups, dtype, window) as result:
             for bands in groups:
                 read_part(raster, bands, 0, 0, values)
@@ -75,18 +75,19 @@ def find_part(raster):
     return tall * math.ceil(min(64, 2**20 / wide) / tall), wide
 
 
-def count_bytes(raster, bands, columns):
-    """Return the bytes of a row of parts in GDAL's cache, with a mask or alpha."""
+def count_bytes(raster, bands, rows, columns):
+    """Return the bytes of so many pixels in GDAL's cache, with a mask or alpha."""
     pixel = sum(np.dtype(raster.dtypes[band - 1]).itemsize for band in bands)
     masked = MaskFlags.per_dataset in raster.mask_flag_enums[0]
-    return find_part(raster)[0] * columns * (pixel + 2 * masked)
+    return rows * columns * (pixel + 2 * masked)
 
 
 def set_cache(raster, bands, columns):
     """Make GDAL keep a row of parts, not 5 % of a node's memory; return the bytes."""
-    size = max(CACHE, 1.1 * count_bytes(raster, bands, columns))
+    rows, wide = find_part(raster)  # and one part more, in place of which it reads
+    size = max(CACHE, 1.1 * count_bytes(raster, bands, rows, columns + wide))
     os.environ["GDAL_CACHEMAX"] = str(int(size / 1e6))  # read when a block is needed
-    return size
+    return min(size, 1.1 * count_bytes(raster, bands, *raster.shape))
 
 
 def ask_for(path, size):
