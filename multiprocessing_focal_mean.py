@@ -60,7 +60,9 @@ def main(path, window):
             workers = active_children()
             blur = functools.partial(blur_chunk, result, dtype, window, rows)
             tasks = pool.starmap_async(blur, enumerate(chunks), chunksize=1)
-            wait_for(tasks, done, sum(map(len, groups)) * math.prod(raster.shape))
+            wait_for(
+                tasks, workers, done, sum(map(len, groups)) * math.prod(raster.shape)
+            )
             pool.close()
             for worker in workers:  # so that Slurm counts their time
                 worker.join(5)
@@ -124,13 +126,12 @@ def blur_chunk(result, dtype, window, height, number, chunk):
         done[number] += means.size
 
 
-def wait_for(tasks, done, pixels):
+def wait_for(tasks, workers, done, pixels):
     """Print how much is done until all is; OSError if a worker was killed."""
-    workers = set(active_children())
     shown = 0
     while not tasks.ready():
         tasks.wait(0.1)
-        if set(active_children()) != workers:  # its chunk would never come
+        if set(active_children()) != set(workers):  # its chunk would never come
             raise OSError("a worker was killed, likely as memory ran out: ask for more")
         part = int(len(PROGRESS) * sum(done) / pixels)
         say(PROGRESS[shown:part], end="")
@@ -207,7 +208,10 @@ def make_array(bands, rows, columns, dtype):
 
 
 def read_part(raster, bands, top, left, values):
-    """Fill values (band, row, column) from a row and column on, NaN where not valid."""
+    """Fill values (band, row, column) from a row and column on, NaN where not valid.
+
+    OSError if the raster is damaged.
+    """
     bottom, right = np.add((top, left), values.shape[1:]).tolist()
     if top < 0 or bottom > raster.height:
         values[:] = np.nan
@@ -335,12 +339,12 @@ def may_read(raster, target):
         if name.endswith(".vrt"):
             with contextlib.suppress(rasterio.errors.RasterioError):
                 names += set(rasterio.open(name).files) - set(names)
-    for name in names:  # a path can stand in it, as in /vsigzip/smooth/dem.tif
+    parts = {name for name in names if os.path.exists(name)}
+    for name in set(names) - parts:  # with a path in it, as /vsigzip/smooth/dem.tif
         cuts = [cut.start() for cut in re.finditer('[/:?,"]|$', name)]
-        for start, stop in product([-1, *cuts], cuts):
-            if Path(name[start + 1 : stop]).resolve() == target.resolve():
-                return True
-    return not raster.files
+        parts |= {name[a + 1 : b] for a, b in product([-1, *cuts], cuts)}
+    known = raster.files and target.resolve() not in map(Path.resolve, map(Path, parts))
+    return not known
 
 
 def say(*words, **options):

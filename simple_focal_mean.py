@@ -111,7 +111,10 @@ def make_array(bands, rows, columns, dtype):
 
 
 def read_part(raster, bands, top, left, values):
-    """Fill values (band, row, column) from a row and column on, NaN where not valid."""
+    """Fill values (band, row, column) from a row and column on, NaN where not valid.
+
+    OSError if the raster is damaged.
+    """
     bottom, right = np.add((top, left), values.shape[1:]).tolist()
     if top < 0 or bottom > raster.height:
         values[:] = np.nan
@@ -239,12 +242,12 @@ def may_read(raster, target):
         if name.endswith(".vrt"):
             with contextlib.suppress(rasterio.errors.RasterioError):
                 names += set(rasterio.open(name).files) - set(names)
-    for name in names:  # a path can stand in it, as in /vsigzip/smooth/dem.tif
+    parts = {name for name in names if os.path.exists(name)}
+    for name in set(names) - parts:  # with a path in it, as /vsigzip/smooth/dem.tif
         cuts = [cut.start() for cut in re.finditer('[/:?,"]|$', name)]
-        for start, stop in product([-1, *cuts], cuts):
-            if Path(name[start + 1 : stop]).resolve() == target.resolve():
-                return True
-    return not raster.files
+        parts |= {name[a + 1 : b] for a, b in product([-1, *cuts], cuts)}
+    known = raster.files and target.resolve() not in map(Path.resolve, map(Path, parts))
+    return not known
 
 
 def say(*words, **options):
