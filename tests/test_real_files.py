@@ -20,6 +20,7 @@ from tools import (
     files,
     read,
     run,
+    write_earlier,
     write_raster,
 )
 
@@ -118,10 +119,8 @@ def test_coordinate_system_that_geotiff_cannot_hold(tmp_path, run_both):
         CS[ellipsoidal,2],AXIS["latitude",north],AXIS["longitude",east],
         ANGLEUNIT["degree",0.0174532925199433]]"""
     )
-    rotated = write_raster(tmp_path / "dem.tif", ONES, crs=crs)
-    (tmp_path / "other").mkdir()
-    usual = write_raster(tmp_path / "other/dem.tif", ONES)
-    for raster, sidecar in (rotated, ["dem.tif.aux.xml"]), (usual, []):
+    for place, sidecar in (crs, ["dem.tif.aux.xml"]), ("EPSG:3067", []):
+        raster = write_raster(tmp_path / "dem.tif", ONES, crs=place)
         for cwd, done in run_both(raster):
             check_silent(done)
             assert files(cwd / "smooth") == ["dem.tif", *sidecar]
@@ -207,7 +206,7 @@ def test_codes_are_warned_of(tmp_path, run_both, make):
 
 def test_nodata_beyond_the_type_is_no_warning(tmp_path, run_both):
     raster = write_raster(tmp_path / "a.tif", ONES.astype(np.float64), nodata=1e39)
-    vrt = tmp_path / "a.vrt"
+    vrt = tmp_path / "b.vrt"
     text = """<VRTDataset rasterXSize="50" rasterYSize="40"><VRTRasterBand band="1"
         dataType="Float32"><NoDataValue>1e39</NoDataValue><SimpleSource>
         <SourceFilename relativeToVRT="1">a.tif</SourceFilename>
@@ -218,6 +217,15 @@ def test_nodata_beyond_the_type_is_no_warning(tmp_path, run_both):
             check_silent(done)
 
 
+def test_rpcs_that_are_not_whole_are_no_failure(tmp_path, run_both):
+    raster = write_raster(tmp_path / "a.tif", ONES, crs=None, transform=None)
+    text = "<PAMDataset><Metadata domain='RPC'><MDI key='LINE_OFF'>1</MDI></Metadata>"
+    (tmp_path / "a.tif.aux.xml").write_text(text + "</PAMDataset>")
+    for cwd, done in run_both(raster):
+        check_silent(done)
+        assert files(cwd / "smooth") == ["a.tif"]
+
+
 def many_variables(path):
     write_netcdf(path, names=[f"v{number}" for number in range(54)])
 
@@ -225,12 +233,6 @@ def many_variables(path):
 def complex_integers(path):
     write_raster(path.with_name("r.tif"), ONES)
     convert(path.with_name("r.tif"), path, "-of", "GTiff", "-ot", "CInt16")
-
-
-def incomplete_rpcs(path):
-    write_raster(path, ONES, crs=None, transform=None)
-    text = "<PAMDataset><Metadata domain='RPC'><MDI key='LINE_OFF'>1</MDI></Metadata>"
-    path.with_name(path.name + ".aux.xml").write_text(text + "</PAMDataset>")
 
 
 def truncated(path):
@@ -247,7 +249,6 @@ def missing(path):
     [
         (many_variables, "several variables, name one of them: netcdf:"),
         (complex_integers, "no band of real numbers"),
-        (incomplete_rpcs, "RPCs"),
         (truncated, "is it damaged?"),
         (missing, "No such file"),
     ],
@@ -275,7 +276,7 @@ def test_reasons(tmp_path, run_both, make, words):
     ],
 )
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_result_never_replaces_what_its_raster_reads(tmp_path, script, spelt):
+def test_result_never_replaces_what_is_none_of_its_raster(tmp_path, script, spelt):
     (tmp_path / "smooth").mkdir()
     (tmp_path / "outer").mkdir()
     dem = write_raster(tmp_path / "smooth/dem.tif", ONES)
@@ -289,6 +290,29 @@ def test_result_never_replaces_what_its_raster_reads(tmp_path, script, spelt):
     done = run(script.name, spelt.format(folder=tmp_path), cwd=tmp_path)
     check_failed(done, spelt.format(folder=tmp_path), "would overwrite")
     assert dem.read_bytes() == before
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_result_never_replaces_what_its_raster_reads(tmp_path, script):
+    """Though it is an earlier result of a virtual raster that had other sheets then."""
+    (tmp_path / "smooth").mkdir()
+    earlier = write_earlier(tmp_path / "smooth/all.tif", "all.vrt")
+    command = ["gdalbuildvrt", "-q", "all.vrt", "smooth/all.tif"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    done = run(script, "all.vrt", cwd=tmp_path)
+    check_failed(done, "all.vrt", "would overwrite smooth/all.tif")
+    assert (tmp_path / "smooth/all.tif").read_bytes() == earlier
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("spelt", ["dem.tif", "./dem.tif", "{folder}/dem.tif"])
+def test_result_replaces_one_of_the_same_raster(tmp_path, script, spelt):
+    write_raster(tmp_path / "dem.tif", ONES)
+    (tmp_path / "smooth").mkdir()
+    write_earlier(tmp_path / "smooth/dem.tif", "dem.tif")
+    done = run(script, spelt.format(folder=tmp_path), cwd=tmp_path)
+    check_silent(done)
+    assert read(tmp_path / "smooth/dem.tif").shape == ONES.shape
 
 
 # ---- processes that read one file

@@ -124,6 +124,13 @@ def write_raster(path, bands, **profile):
     return path
 
 
+def write_earlier(target, raster):
+    """Write what is known as an earlier result of a raster; return its bytes."""
+    with rasterio.open(write_raster(target, np.ones((1, 9, 9))), "r+") as result:
+        result.update_tags(FOCAL_MEAN_OF=raster, FOCAL_MEAN_WINDOW="9 x 9")
+    return target.read_bytes()
+
+
 def write_zeros(path, width, height, bands=1, **profile):
     """Write a GeoTIFF of zeros without a block, or with all where it is compressed."""
     profile = {"dtype": "float32"} | profile
