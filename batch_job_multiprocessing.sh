@@ -2,7 +2,7 @@
 #SBATCH --job-name=focal_mean    # what squeue calls the job
 #SBATCH --output=out.txt         # what the script prints goes here,
 #SBATCH --error=err.txt          # and what went wrong goes here
-#SBATCH --partition=serial       # the queue for jobs on one node, Taito's default
+#SBATCH --partition=serial       # the queue for jobs on one node: sinfo lists yours
 #SBATCH --time=00:00:05          # hours:minutes:seconds; Slurm rounds up to a minute
 #SBATCH --ntasks=1               # one program is started,
 #SBATCH --cpus-per-task=4        # which runs on so many CPUs of one node
@@ -10,7 +10,12 @@
 
 # sbatch batch_job_multiprocessing.sh [RASTER [WINDOW]]
 
-# Python with rasterio: .venv in the folder where you submit, else Taito's module.
+if [ ! -e multiprocessing_focal_mean.py ]; then # a job runs where you submit it
+    echo "No multiprocessing_focal_mean.py in $PWD. Type there:" \
+        "ln -s /path/to/clone/{.venv,*.py,*.sh} ." >&2
+    exit 1
+fi
+# Python with rasterio: .venv in that folder, else a module: module avail lists yours.
 source .venv/bin/activate 2>/dev/null || module load geo-env 2>/dev/null || {
     echo "No Python with rasterio: make .venv as README says, or load a module here" >&2
     exit 1

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tools import LIMIT, NAMES, ROOT, SIMPLE, check_silent, files
+from tools import LIMIT, NAMES, ROOT, SIMPLE, check_silent, files, need
 
 
 @pytest.fixture
@@ -20,8 +20,9 @@ def job(tmp_path):
     python = Path(sys.executable).parent
     (folder / ".venv/bin/activate").write_text(f'PATH="{python}:$PATH"\n')
 
-    def run_job(line, *arguments, step=1):
-        task = {"SLURM_ARRAY_TASK_ID": str(line), "SLURM_ARRAY_TASK_STEP": str(step)}
+    def run_job(line, *arguments, step=1, **more):
+        task = {"ID": line, "STEP": step} | more
+        task = {f"SLURM_ARRAY_TASK_{name}": str(task[name]) for name in task}
         return subprocess.run(
             ["bash", "array_job.sh", *map(str, arguments)],
             cwd=folder,
@@ -96,7 +97,7 @@ def test_rasters_after_one_that_fails_are_blurred(job, small, line, message):
     assert files(folder / "smooth") == ["a.tif", "c.tif"]
 
 
-@pytest.mark.parametrize("line", [2, 4, 5])
+@pytest.mark.parametrize("line", [0, 2, 4, 5])
 def test_line_without_a_raster_is_named(job, small, line):
     run_job, folder = job
     (folder / "list.txt").write_text(f"{small}\n\nother.tif\n\n")
@@ -117,3 +118,136 @@ def test_two_rasters_do_not_overwrite_each_others_result(job, small, twin):
     (message,) = done.stderr.splitlines()
     assert str(small) in message and twin.strip() in message
     assert not (folder / "smooth").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.tif", "b.nc", "c.png", "d.vrt", "e.asc", "my maps", "none.txt", "", "utf16"],
+)
+def test_what_is_no_list_is_refused_in_a_line(job, small, name):
+    need("gdal_translate")
+    run_job, folder = job
+    path = folder / (name or "blank.txt")
+    if path.suffix in (".tif", ".nc", ".png", ".vrt", ".asc"):
+        options = ["-ot", "Byte", "-of", "VRT"] if name == "d.vrt" else ["-ot", "Byte"]
+        subprocess.run(["gdal_translate", "-q", *options, small, path], check=True)
+    elif name == "my maps":
+        path.mkdir()
+    elif name != "none.txt":
+        path.write_text("a.tif\n" if name else " \n\n", "utf-16" if name else None)
+    for line in (1, 2):
+        done = run_job(line, path.name, MIN=1, MAX=2)
+        assert (done.returncode, done.stdout) == (1, "")
+        (message,) = done.stderr.splitlines()
+        assert message.startswith(f"{path.name}: ") and "list" in message
+        assert len(message) < 100
+    assert not (folder / "smooth").exists()
+
+
+def test_marks_of_windows_are_no_part_of_a_name(job, small):
+    run_job, folder = job
+    (folder / "list.txt").write_text(f"{small}\r\n", "utf-8-sig", newline="")
+    check_silent(run_job(1, "list.txt"))
+    assert files(folder / "smooth") == ["small.tif"]
+
+
+def test_names_in_latin_1_do_not_hinder_others(job, small):
+    run_job, folder = job
+    (folder / "list.txt").write_bytes(b"%b\nj\xe4rvi.tif\n" % os.fsencode(small))
+    check_silent(run_job(1, "list.txt"))
+    assert files(folder / "smooth") == ["small.tif"]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "step", "left", "option"),
+    [
+        (1, 9, 1, None, None),
+        (1, 12, 1, None, None),
+        (1, 7, 3, None, None),
+        (0, 9, 1, None, None),
+        (1, 2, 1, "3-9", "3-9"),
+        (3, 4, 1, "1-2,5-9", "1-2,5-9"),
+        (11, 12, 1, "1-9", "1-9"),
+        (1, 4, 3, "7-9", "7-9:3"),
+        (4, 4, 3, "1-3,7-9", "1-3:3,7-9:3"),
+        (1, 1, 1, "2-9", "2-9"),
+    ],
+)
+def test_last_task_tells_which_lines_are_left(job, first, last, step, left, option):
+    run_job, folder = job
+    (folder / "list.txt").write_text("".join(f"{i}.tif\n" for i in range(1, 10)))
+    limits = {"MIN": first, "MAX": last, "step": step}
+    text = f"list.txt: no task does lines {left}: sbatch --array={option} ...\n"
+    assert run_job(last, "list.txt", **limits).stdout == (text if left else "")
+    if first < last:
+        assert run_job(first, "list.txt", **limits).stdout == ""
+
+
+def test_missing_skips_what_has_a_result(job, small):
+    run_job, folder = job
+    names = [*NAMES, " in front.tif", f"{folder}/absolute.tif", "late.tif"]
+    (folder / "mapsheets.txt").write_text("\n".join(names))
+    for name in names[:-1]:
+        shutil.copy(small, folder / name)
+    done = run_job(1, "--missing", step=100)
+    assert (done.returncode, done.stderr.splitlines()[-1][:9]) == (1, "late.tif:")
+    assert "skipped" not in done.stdout
+    shutil.copy(small, folder / "late.tif")
+    skipped = "{}: skipped, as its result is there".format
+    for arguments in ([], ["mapsheets.txt"], ["mapsheets.txt", 15]):
+        done = run_job(1, "--missing", *arguments, step=100)
+        check_silent(done)
+        lines = done.stdout.splitlines()
+        assert lines[:-1] == [skipped(name) for name in names[:-1]]
+        assert lines[-1].startswith(skipped("late.tif") if arguments else "smooth/late")
+
+
+def make_newer(path):
+    """Give a file an age that no result can have yet."""
+    os.utime(path, (2**32, 2**32))
+
+
+def test_missing_runs_again_what_has_changed(job, small):
+    need("gdalbuildvrt", "gdal_translate")
+    run_job, folder = job
+    write = ["gdal_translate", "-q", "-of"]
+    subprocess.run([*write, "netCDF", small, folder / "x.nc"], check=True)
+    for name in ("a.tif", "b.tif", "c.tif"):
+        shutil.copy(small, folder / name)
+    mosaic = ["gdalbuildvrt", "-q", "d.vrt", "c.tif"]
+    subprocess.run(mosaic, cwd=folder, check=True)
+    names = ["a.tif", "b.tif", "netcdf:x.nc:Band1", "d.vrt"]
+    (folder / "list.txt").write_text("\n".join(names))
+    check_silent(run_job(1, "list.txt", 3, step=4))
+
+    def run_again(*arguments):
+        """Return the names that are not skipped."""
+        done = run_job(1, "--missing", *arguments, step=4)
+        check_silent(done)
+        lines = done.stdout.splitlines()
+        assert len(lines) == len(names)
+        return [name for name, line in zip(names, lines) if line.startswith("smooth/")]
+
+    assert run_again("list.txt", 3) == []
+    assert run_again("list.txt", 5) == names
+    assert run_again("list.txt") == names
+    assert run_again("list.txt") == []
+    (folder / "smooth/a.tif").unlink()
+    make_newer(folder / "b.tif")
+    assert run_again("list.txt") == names[:2]
+    make_newer(folder / "x.nc")
+    assert run_again("list.txt") == names[1:3]
+    make_newer(folder / "c.tif")
+    assert run_again("list.txt") == names[1:]
+
+
+def test_missing_skips_no_sheet_for_a_result_of_another(job, small):
+    run_job, folder = job
+    for name in ("north", "south"):
+        (folder / name).mkdir()
+        shutil.copy(small, folder / name / "a.tif")
+        (folder / f"{name}.txt").write_text(f"{name}/a.tif\n")
+    check_silent(run_job(1, "north.txt"))
+    assert "skipped" not in run_job(1, "--missing", "south.txt").stdout
+    (folder / "smooth/a.tif").write_text("")
+    assert "skipped" not in run_job(1, "--missing", "north.txt").stdout

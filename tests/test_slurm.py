@@ -164,7 +164,7 @@ def test_array(cluster, checkout):
     assert [log.name for log in logs] == [f"array_job_{kind}.txt" for kind in kinds]
     assert [log.read_text() for log in logs[:2]] == ["", ""]
     for log, path in zip(logs[2:], SHEETS):
-        assert log.read_text().startswith(f"smooth/{Path(path).name}: ")
+        assert f"smooth/{Path(path).name}: " in log.read_text().splitlines()[-1]
 
 
 def test_array_of_four_on_several_nodes(cluster, checkout):
@@ -218,6 +218,30 @@ def test_neither_venv_nor_module(cluster, checkout, batch_file):
     assert texts(checkout) == ("", wanted)
 
 
+@pytest.mark.parametrize("batch_file", [SIMPLE, MULTI, ARRAY])
+def test_folder_of_ones_own(cluster, tmp_path, batch_file):
+    clone = tools.copy_tracked(tmp_path / "the clone")
+    (clone / ".venv").symlink_to(sys.prefix)
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    tools.write_raster(folder / "my dem.tif", np.ones((1, 30, 40), np.float32))
+    (folder / "list.txt").write_text("my dem.tif\n")
+    argument = "list.txt" if batch_file == ARRAY else "my dem.tif"
+    options = ["--wait", "--array=1", "--output=out.txt", "--error=err.txt"]
+
+    command = ["sbatch", *options, clone / batch_file, argument, "3"]
+    done = subprocess.run(command, cwd=folder, env=cluster, check=False)
+    (message,) = texts(folder)[1].splitlines()
+    assert (done.returncode, texts(folder)[0]) == (1, "")
+    # What it says to type, with its path and blank, is all that there is to do.
+    link = message[message.index("ln -s ") :].replace("/path/to/clone", f"'{clone}'")
+    subprocess.run(["bash", "-c", link], cwd=folder, check=True)
+    ask(cluster, "sbatch", *options, batch_file, argument, "3", cwd=folder)
+    assert texts(folder)[1] == ""
+    assert [path.name for path in (folder / "smooth").iterdir()] == ["my dem.tif"]
+    assert tools.files(clone / "smooth") == [".gitignore"]
+
+
 @pytest.mark.parametrize("batch_file", [SIMPLE, MULTI])
 def test_raster_and_window_as_arguments(cluster, checkout, batch_file):
     run(cluster, checkout, f"sbatch {batch_file} {SHEETS[2]} 5")
@@ -227,16 +251,62 @@ def test_raster_and_window_as_arguments(cluster, checkout, batch_file):
 
 
 @pytest.mark.parametrize(
-    ("array", "lines"), [("1-4:2", [[1, 2], [3, 4]]), ("1,3", [[1], [3]])]
+    ("array", "lines", "left"),
+    [
+        ("1-4:2", [[1, 2], [3, 4]], ""),
+        ("1,3", [[1], [3]], "4-4"),
+        ("3-4%1", [[3], [4]], "1-2"),
+        ("2-3", [[2], [3]], "1-1,4-4"),
+        ("1-2:3", [[1, 2, 3]], "4-4:3"),
+    ],
 )
-def test_lines_of_each_task(cluster, checkout, array, lines):
+def test_lines_of_each_task(cluster, checkout, array, lines, left):
     tasks = run(cluster, checkout, f"sbatch --array={array} array_job.sh")
-    assert states(tasks) == ["COMPLETED"] * 2
-    for task, wanted in zip(tasks, lines, strict=True):
-        out = Path(task["StdOut"]).read_text()
+    assert states(tasks) == ["COMPLETED"] * len(lines)
+    outs = [Path(task["StdOut"]).read_text() for task in tasks]
+    for out, wanted in zip(outs, lines, strict=True):
         done = re.findall(r"^(smooth/\S+): ", out, re.MULTILINE)
         assert done == [f"smooth/{Path(SHEETS[line - 1]).name}" for line in wanted]
     assert results(checkout) == names(SHEETS[n - 1] for some in lines for n in some)
+    told = re.findall(r"^mapsheets.txt: .* (--array=\S+) ...$", "".join(outs), re.M)
+    assert told == [f"--array={left}"] * bool(left)
+    if left:  # what it says to do blurs the rest, if not what is between
+        assert "no task does lines" in outs[-1]
+        tasks = run(cluster, checkout, f"sbatch {told[0]} array_job.sh")
+        assert set(states(tasks)) == {"COMPLETED"}
+        between = SHEETS[1:2] if array == "1,3" else []
+        assert results(checkout) == names(set(SHEETS) - set(between))
+
+
+def test_array_again_for_what_is_missing(cluster, checkout):
+    (checkout / "list.txt").write_text("\n".join([*SHEETS, "late.tif"]))
+    command = "sbatch --array=1-5%2 array_job.sh --missing list.txt 5"
+    tasks = run(cluster, checkout, command)
+    assert states(tasks) == ["COMPLETED"] * 4 + ["FAILED"]
+    tools.write_raster(checkout / "late.tif", np.ones((1, 30, 40), np.float32))
+    tasks = run(cluster, checkout, command)
+    assert states(tasks) == ["COMPLETED"] * 5
+    outs = [Path(task["StdOut"]).read_text() for task in tasks]
+    skipped = [f"{sheet}: skipped, as its result is there\n" for sheet in SHEETS]
+    assert outs[:-1] == skipped
+    assert outs[-1].startswith("smooth/late.tif: ")
+
+
+def test_array_from_line_0(cluster, checkout):
+    tasks = run(cluster, checkout, "sbatch --array=0-1 array_job.sh")
+    assert states(tasks) == ["FAILED", "COMPLETED"]
+    message = "mapsheets.txt, line 0: no raster there, use --array=1-4\n"
+    errors = [Path(task["StdErr"]).read_text() for task in tasks]
+    assert errors == [message, ""]
+
+
+def test_raster_in_place_of_a_list(cluster, checkout, sheet):
+    tasks = run(cluster, checkout, f"sbatch array_job.sh {sheet}")
+    assert states(tasks) == ["FAILED"] * 2
+    for task in tasks:
+        assert Path(task["StdOut"]).read_text() == ""
+        (message,) = Path(task["StdErr"]).read_text().splitlines()
+        assert message.startswith(f"{sheet}: not a list, ")
 
 
 def test_options_on_the_command_line_win(cluster, checkout):
