@@ -36,8 +36,9 @@ LC_ALL=C grep -sqI "[^[:space:]]" -- "$list" ||
 # tells of which raster and window it is: with --missing, this prints the lines to skip.
 window=${2:-$(sed -n 's/.*default=\([0-9]*\).*/\1/p' "$script")}
 skip=$(read_list | python -W ignore -c "
-import contextlib, os, sys
-import rasterio
+import os, sys
+sys.path[0] = os.path.dirname(os.path.realpath('$script'))  # not your copy.py, say
+import contextlib, rasterio
 from ${script%.py} import find_result
 path, missing, window, first, last = sys.argv[1:]
 with contextlib.suppress(Exception), rasterio.open(path):
