@@ -31,7 +31,7 @@ from tools import (
 README = (ROOT / "README.md").read_text()
 # A block: its language, a note behind it, its text. Or a command within a sentence: a
 # program with what it is told, variables in front.
-PROGRAM = "bash|cat|gdal\\w*|git|module|rsync|sacct|sbatch|scancel|scontrol|sed|seff"
+PROGRAM = "bash|cat|gdal[\\w.]*|git|module|rsync|sacct|sbatch|scancel|scontrol|sed|seff"
 PROGRAM += "|sinfo|source|squeue|sudo|tail"
 PATTERN = rf"^```(\w+)([^\n]*)\n(.*?)^```$|`((?:[A-Z_]+=\S+ )*(?:{PROGRAM})\s[^`]+)`"
 PARTS = [m.groups("") for m in re.finditer(PATTERN, README, re.MULTILINE | re.DOTALL)]
