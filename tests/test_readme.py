@@ -138,6 +138,9 @@ def test_commands_in_their_order(cluster, tmp_path):
             if "start.sh" in text:
                 environment |= dict(re.findall(r"export (\w+)=(.*)", output))
                 stop = output.splitlines()[-1]
+        assert "lines 3-4" in (folder / "array_job_out_6_2.txt").read_text()
+        tasks = "sacct -nXj 6 --format=JobID,JobIDRaw"
+        assert type_in(tasks, folder, environment).split() == ["6_1", "7", "6_2", "6"]
         check_seamless(folder)
         check_smaller(folder / "smaller.tif", folder / "smooth/jacksboro.tif")
         assert rasterio.open(folder / "sheet.tif").nodata == -9999
