@@ -21,6 +21,7 @@ mpl.use("Agg")
 ROOT = Path(__file__).resolve().parents[2]
 DEM = ROOT / "tests/data/jacksboro.vrt"
 PIXEL = 92.6  # metres from south to north: 3 arc-seconds of 1852 / 60 metres
+HEIGHTS = 236, 1076  # metres, the lowest and the highest
 SQUEEZE = np.cos(np.radians(36.6))  # from west to east a pixel is this much shorter
 
 
@@ -32,40 +33,54 @@ def blur(raster, folder):
         return result.read(1)
 
 
-def draw_before_and_after(folder):
-    """Draw the elevation model and its focal mean side by side."""
+def draw_heights(axis, heights, title):
+    """Draw an elevation model, lit from the north-west, with a scale bar."""
+    # A hole has no height to be lit, so it is drawn in white.
+    shaded = LightSource(azdeg=315, altdeg=45).shade(
+        np.nan_to_num(heights, nan=np.nanmin(heights)),
+        mpl.colormaps["gist_earth"],
+        vmin=HEIGHTS[0] - 200,
+        vmax=HEIGHTS[1] + 200,
+        blend_mode="soft",
+        vert_exag=2,
+        dx=PIXEL * SQUEEZE,
+        dy=PIXEL,
+    )
+    shaded[np.isnan(heights)] = 1
+    axis.imshow(shaded, aspect=1 / SQUEEZE, interpolation="nearest")
+    axis.set_title(title)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    length = 5000 / (PIXEL * SQUEEZE)  # pixels
+    left, bottom = 20, heights.shape[0] - 28
+    axis.add_patch(
+        Rectangle((left - 6, bottom - 22), length + 12, 34, color="w", alpha=0.8)
+    )
+    axis.plot([left, left + length], [bottom, bottom], color="k", linewidth=3)
+    axis.text(left + length / 2, bottom - 6, "5 km", ha="center")
+
+
+def draw_results(folder):
+    """Draw the elevation model beside its focal mean, and that of its four sheets."""
     with rasterio.open(DEM) as raster:
         before = raster.read(1).astype(float)
     with tempfile.TemporaryDirectory() as scratch:
         after = blur(DEM, scratch)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 5.2), layout="constrained")
-    titles = ["before", "after: mean of 15 x 15 pixels"]
-    light = LightSource(azdeg=315, altdeg=45)
-    for axis, heights, title in zip(axes, [before, after], titles, strict=True):
-        # A hole has no height to be lit, so it is drawn in white.
-        shaded = light.shade(
-            np.nan_to_num(heights, nan=np.nanmin(heights)),
-            mpl.colormaps["gist_earth"],
-            vmin=before.min() - 200,
-            vmax=before.max() + 200,
-            blend_mode="soft",
-            vert_exag=2,
-            dx=PIXEL * SQUEEZE,
-            dy=PIXEL,
-        )
-        shaded[np.isnan(heights)] = 1
-        axis.imshow(shaded, aspect=1 / SQUEEZE, interpolation="nearest")
-        axis.set_title(title)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        length = 5000 / (PIXEL * SQUEEZE)  # pixels
-        left, bottom = 20, heights.shape[0] - 28
-        axis.add_patch(
-            Rectangle((left - 6, bottom - 22), length + 12, 34, color="w", alpha=0.8)
-        )
-        axis.plot([left, left + length], [bottom, bottom], color="k", linewidth=3)
-        axis.text(left + length / 2, bottom - 6, "5 km", ha="center")
-    figure.savefig(Path(folder, "before_and_after.png"), dpi=100)
+        sheets = np.full(after.shape, np.nan)
+        for path in sorted(DEM.parent.glob("*.tif")):
+            with rasterio.open(path) as sheet, rasterio.open(DEM) as raster:
+                top, left = raster.index(*sheet.xy(0, 0))
+            means = blur(path, scratch)
+            rows, columns = means.shape
+            sheets[top : top + rows, left : left + columns] = means
+    for name, *pictures in (
+        ("before_and_after", before, "before", after, "after: mean of 15 x 15 pixels"),
+        ("sheets_that_touch", sheets, "four sheets one by one", after, "seamless"),
+    ):
+        figure, axes = plt.subplots(1, 2, figsize=(9, 5.2), layout="constrained")
+        draw_heights(axes[0], *pictures[:2])
+        draw_heights(axes[1], *pictures[2:])
+        figure.savefig(Path(folder, f"{name}.png"), dpi=100)
 
 
 def draw_rules(folder):
@@ -127,5 +142,5 @@ def draw_rules(folder):
 
 if __name__ == "__main__":
     chosen = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent
-    draw_before_and_after(chosen)
+    draw_results(chosen)
     draw_rules(chosen)
