@@ -1,9 +1,10 @@
 """Blur a raster on several CPUs: each pixel becomes the mean of the window around it.
 
-    python multiprocessing_focal_mean.py RASTER [WINDOW]
+    python multiprocessing_focal_mean.py RASTER [WINDOW] [--missing]
 
 RASTER is what GDAL opens, WINDOW an odd number of pixels (15). smooth/NAME.tif, the
 result, is NaN if a pixel of the window is invalid or outside, as with terra's focal.
+With --missing, a raster is skipped that has it, of this window and not older.
 """
 
 import argparse
@@ -34,11 +35,13 @@ PIECE = 8e6  # bytes of a band that are blurred at a time, for the processor's c
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
 
 
-def main(path, window):
+def main(path, window, missing):
     """Blur the raster at path, in chunks; print how far it is."""
     cpus = os.environ.get("SLURM_CPUS_PER_TASK", "")  # what Slurm gave to the job
     processes = int(cpus if cpus.isdecimal() else 0) or len(os.sched_getaffinity(0))
     with rasterio.open(path) as raster:
+        if missing and has_result(raster, window):
+            return say(f"{path}: skipped, as its result is there")
         groups, dtype = choose_bands(raster, window)
         chunks, columns = split_raster(raster, groups, window, processes)
         processes = min(processes, len(chunks))
@@ -256,25 +259,26 @@ def new_result(raster, groups, dtype, window):
     """Yield where to write the means; name and print it once whole; OSError if not."""
     began = monotonic()
     names, target = [raster.name, *raster.files], find_result(raster.name)
-    bands = list(chain(*groups))
+    bands, made = list(chain(*groups)), f"{window} x {window}"
     check_earlier(names, target)
     target.parent.mkdir(exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and Slurm's end
         signal.signal(number, signal.default_int_handler)
-    text = f"{raster.width} x {raster.height} pixels, window {window} x {window}"
-    made = {"FOCAL_MEAN_WINDOW": f"{window} x {window}", "FOCAL_MEAN_OF": raster.name}
+    text = f"{raster.width} x {raster.height} pixels, window {made}"
+    tags = {"FOCAL_MEAN_WINDOW": made, "FOCAL_MEAN_OF": raster.name}
     scratch = tempfile.TemporaryDirectory(
         ".unfinished", target.name, "smooth", ignore_cleanup_errors=True
     )
     with scratch as folder:
         draft = Path(folder, target.name)
         try:
-            lay_out(draft, raster, bands, dtype, made)
+            lay_out(draft, raster, bands, dtype, tags)
             starts = dict(zip(bands, find_pixels(draft), strict=True))
         except Exception as error:  # noqa: BLE001
             raise OSError(f"cannot write it, is the disk full? {error}") from None
         yield draft, starts, raster.width
-        text += check_earlier(names, target)
+        if earlier := check_earlier(names, target):
+            text += f", in place of an earlier result of window {earlier}"
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the rest takes no time
         for ending in (".aux.xml", ".ovr", ".msk"):  # of an earlier result
@@ -284,7 +288,7 @@ def new_result(raster, groups, dtype, window):
         say(f"{target}: {text}, {monotonic() - began:.1f} seconds")
 
 
-def lay_out(draft, raster, bands, dtype, made):
+def lay_out(draft, raster, bands, dtype, tags):
     """Write a result without its pixels, for which it reserves the space."""
     size = {"width": raster.width, "height": raster.height, "count": len(bands)}
     place = {"transform": raster.transform, "gcps": raster.gcps[0]}
@@ -298,9 +302,9 @@ def lay_out(draft, raster, bands, dtype, made):
     with rasterio.open(draft, "r+") as result:
         result.nodata = np.nan
         for number, band in enumerate([0, *bands]):  # 0 is the raster
-            tags = raster.tags(band).items()
-            tags = {key: text for key, text in tags if not re.search(false, key)}
-            result.update_tags(number, **tags | ({} if band else made))
+            kept = raster.tags(band).items()
+            kept = {key: text for key, text in kept if not re.search(false, key)}
+            result.update_tags(number, **kept | ({} if band else tags))
         for item in ("descriptions", "scales", "offsets", "units", "colorinterp"):
             kept = [getattr(raster, item)[band - 1] for band in bands]
             # A palette becomes gray, as the result has no colour table.
@@ -337,20 +341,31 @@ def find_result(path):
 
 
 def check_earlier(names, target):
-    """Tell of what a result would replace; ValueError if not one of the same raster.
+    """Return the window of the result that is there, if any; ValueError if not its own.
 
-    Names are those of the raster and its files.
+    The raster and its files have these names.
     """
     if not target.exists():
-        return ""
-    made = {}
+        return None
+    tags = {}
     with contextlib.suppress(rasterio.errors.RasterioError):
-        made = rasterio.open(target).tags()
-    path, target_path, *paths = map(os.path.realpath, [names[0], target, *names])
-    if target_path in paths or os.path.realpath(made.get("FOCAL_MEAN_OF", "")) != path:
+        tags = rasterio.open(target).tags()
+    of = tags.get("FOCAL_MEAN_OF", "")  # it has no blanks in front
+    path, file, *files = map(os.path.realpath, [names[0].lstrip(), target, *names])
+    if file in files or os.path.realpath(of) != path:
         text = f"its result would overwrite {target}, which is no earlier one of it"
         raise ValueError(f"{text}: move that elsewhere")
-    return f", in place of an earlier result of window {made['FOCAL_MEAN_WINDOW']}"
+    return tags["FOCAL_MEAN_WINDOW"]
+
+
+def has_result(raster, window):
+    """Tell whether a raster has a result of this window, no older than its files."""
+    target = find_result(raster.name)
+    earlier = check_earlier([raster.name, *raster.files], target)
+    return earlier == f"{window} x {window}" and all(
+        os.path.exists(file) and os.path.getmtime(file) <= os.path.getmtime(target)
+        for file in raster.files or [""]  # unknown: not all are there
+    )
 
 
 def say(*words, **options):
@@ -367,11 +382,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("raster")
     parser.add_argument("window", type=int, nargs="?", default=15)
+    parser.add_argument("--missing", action="store_true")
     options = parser.parse_args()
     if options.window < 1 or options.window % 2 == 0:
         parser.error("WINDOW must be an odd number of pixels")
     try:
-        main(options.raster, options.window)
+        main(options.raster, options.window, options.missing)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
         reason = " ".join(str(error).split()).removeprefix(f"{options.raster}: ")
         say(f"{options.raster}: {reason or 'stopped, no result'}", file=sys.stderr)

@@ -122,23 +122,29 @@ def test_line_without_a_raster_is_named(job, small, line):
 def test_two_rasters_do_not_overwrite_each_others_result(job, small, twin):
     run_job, folder = job
     twin = twin.format(folder=folder)
+    (folder / "other").mkdir()
+    shutil.copy(small, folder / twin.strip())
     (folder / "mapsheets.txt").write_text(f"{small}\n{twin}\n", newline="")
-    done = run_job(1)
-    assert done.returncode != 0
+    check_silent(run_job(1))
+    before = (folder / "smooth/small.tif").read_bytes()
+    done = run_job(2)
+    assert (done.returncode, done.stdout) == (1, "")
     (message,) = done.stderr.splitlines()
-    assert str(small) in message and twin.strip() in message
-    assert not (folder / "smooth").exists()
+    assert message.startswith(
+        f"{twin.strip()}: its result would overwrite smooth/small"
+    )
+    assert (folder / "smooth/small.tif").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     "name",
-    ["a.tif", "b.nc", "c.png", "d.vrt", "e.asc", "my maps", "none.txt", "", "utf16"],
+    ["a.tif", "b.nc", "c.png", "d.vrt", "my maps", "none.txt", "", "utf16"],
 )
 def test_what_is_no_list_is_refused_in_a_line(job, small, name):
     need("gdal_translate")
     run_job, folder = job
     path = folder / (name or "blank.txt")
-    if path.suffix in (".tif", ".nc", ".png", ".vrt", ".asc"):
+    if path.suffix in (".tif", ".nc", ".png", ".vrt"):
         options = ["-ot", "Byte", "-of", "VRT"] if name == "d.vrt" else ["-ot", "Byte"]
         subprocess.run(["gdal_translate", "-q", *options, small, path], check=True)
     elif name == "my maps":
@@ -177,10 +183,9 @@ def test_names_in_latin_1_do_not_hinder_others(job, small, monkeypatch):
         (1, 7, 3, None, None),
         (0, 9, 1, None, None),
         (1, 2, 1, "3-9", "3-9"),
-        (3, 4, 1, "1-2,5-9", "1-2,5-9"),
-        (11, 12, 1, "1-9", "1-9"),
+        (3, 4, 1, "5-9", "5-9"),
+        (11, 12, 1, None, None),
         (1, 4, 3, "7-9", "7-9:3"),
-        (4, 4, 3, "1-3,7-9", "1-3:3,7-9:3"),
         (1, 1, 1, "2-9", "2-9"),
     ],
 )
@@ -202,16 +207,17 @@ def test_missing_skips_what_has_a_result(job, small):
     for name in names[:-1]:
         shutil.copy(small, folder / name)
     write_raster(folder / names[0], np.ones((1, 20, 20)), transform=None)  # nowhere
-    done = run_job(1, "--missing", step=100)
+    done = run_job(1, "mapsheets.txt", "--missing", step=100)
     assert (done.returncode, done.stderr.splitlines()[-1][:9]) == (1, "late.tif:")
     assert "skipped" not in done.stdout
     shutil.copy(small, folder / "late.tif")
     skipped = "{}: skipped, as its result is there".format
-    for arguments in ([], ["mapsheets.txt"], ["mapsheets.txt", 15]):
-        done = run_job(1, "--missing", *arguments, step=100)
+    for arguments in ([], [15]):
+        done = run_job(1, "mapsheets.txt", *arguments, "--missing", step=100)
         check_silent(done)
         lines = done.stdout.splitlines()
-        assert lines[:-1] == [skipped(name) for name in names[:-1]]
+        paths = [f"./{name}" if name[0] == "-" else name for name in names]
+        assert lines[:-1] == [skipped(path) for path in paths[:-1]]
         assert lines[-1].startswith(skipped("late.tif") if arguments else "smooth/late")
 
 
@@ -235,7 +241,7 @@ def test_missing_runs_again_what_has_changed(job, small):
 
     def run_again(*arguments):
         """Return the names that are not skipped."""
-        done = run_job(1, "--missing", *arguments, step=4)
+        done = run_job(1, *arguments, "--missing", step=4)
         check_silent(done)
         lines = done.stdout.splitlines()
         assert len(lines) == len(names)
@@ -261,6 +267,6 @@ def test_missing_skips_no_sheet_for_a_result_of_another(job, small):
         shutil.copy(small, folder / name / "a.tif")
         (folder / f"{name}.txt").write_text(f"{name}/a.tif\n")
     check_silent(run_job(1, "north.txt"))
-    assert "skipped" not in run_job(1, "--missing", "south.txt").stdout
+    assert "skipped" not in run_job(1, "south.txt", "--missing").stdout
     (folder / "smooth/a.tif").write_text("")
-    assert "skipped" not in run_job(1, "--missing", "north.txt").stdout
+    assert "skipped" not in run_job(1, "north.txt", "--missing").stdout

@@ -305,6 +305,22 @@ def test_result_never_replaces_what_its_raster_reads(tmp_path, script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_result_never_replaces_one_that_came_meanwhile(tmp_path, script):
+    """As two tasks of an array job may blur two sheets of one name."""
+    write_raster(tmp_path / "dem.tif", ONES)
+    earlier = write_earlier(tmp_path / "other.tif", "other/dem.tif")
+    text = script.read_text()
+    place = "        yield draft, starts, raster.width\n"
+    assert place in text
+    text = text.replace(place, f"{place}        Path('other.tif').rename(target)\n")
+    (tmp_path / script.name).write_text(text)
+    done = run(script.name, "dem.tif", cwd=tmp_path)
+    check_failed(done, "dem.tif", "would overwrite smooth/dem.tif")
+    assert files(tmp_path / "smooth") == ["dem.tif"]
+    assert (tmp_path / "smooth/dem.tif").read_bytes() == earlier
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("spelt", ["dem.tif", "./dem.tif", "{folder}/dem.tif"])
 def test_result_replaces_one_of_the_same_raster(tmp_path, script, spelt):
     write_raster(tmp_path / "dem.tif", ONES)
