@@ -1,4 +1,4 @@
-"""What README says of memory holds, counted as Slurm and as a cgroup do."""
+"""The memory that a run takes is what the page and the warnings say, as Slurm counts it."""
 
 import os
 import re
