@@ -38,8 +38,7 @@ fi
 # Slurm does not know how long the list is.
 if ((first == ${SLURM_ARRAY_TASK_MAX:-0} && last < end)); then
     more=$((last + 1))-$end
-    ((step == 1)) && by='' || by=:$step
-    echo "$list: no task does lines $more: sbatch --array=$more$by ..."
+    echo "$list: no task does lines $more: sbatch --array=$more:$step ..."
 fi
 
 trap "exit 143" TERM # when Slurm ends the job: after Python, which is told too

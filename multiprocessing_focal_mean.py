@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import functools
 import math
-import mmap
 import os
 import re
 import signal
@@ -53,12 +52,11 @@ def main(path, window, missing):
         ask_for(path, 80e6 + processes * (75e6 + 1.2 * cache + 1.1 * piece))
         with new_result(raster, groups, dtype, window) as result:
             raster.close()  # or the processes would share its position in the file
-            done = np.frombuffer(mmap.mmap(-1, 8 * len(chunks)))  # pixels of each chunk
+            fork = get_context("fork")
+            done = fork.RawArray("d", len(chunks))  # pixels of each chunk
             stops = signal.SIGINT, signal.SIGTERM  # a worker just ends
             signal.pthread_sigmask(signal.SIG_BLOCK, stops)
-            pool = get_context("fork").Pool(
-                processes, start_worker, [path, done, stops]
-            )
+            pool = fork.Pool(processes, start_worker, [path, done, stops])
             signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
             workers = active_children()
             blur = functools.partial(blur_chunk, result, dtype, window, rows)
@@ -100,6 +98,7 @@ def start_worker(path, shared, stops):
     for number in stops:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+    # By Linux itself, as a worker may wait for the lock of one that was killed.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     assert os.getppid() == parent_process().pid  # it has not ended before
     open_raster = functools.cache(lambda: rasterio.open(path))

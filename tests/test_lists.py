@@ -152,7 +152,7 @@ def test_what_is_no_list_is_refused_in_a_line(job, small, name):
     elif name != "none.txt":
         path.write_text("a.tif\n" if name else " \n\n", "utf-16" if name else None)
     for line in (1, 2):
-        done = run_job(line, path.name, MIN=1, MAX=2)
+        done = run_job(line, path.name, MAX=2)
         assert (done.returncode, done.stdout) == (1, "")
         (message,) = done.stderr.splitlines()
         assert message.startswith(f"{path.name}: ") and "list" in message
@@ -182,17 +182,17 @@ def test_names_in_latin_1_do_not_hinder_others(job, small, monkeypatch):
         (1, 12, 1, None, None),
         (1, 7, 3, None, None),
         (0, 9, 1, None, None),
-        (1, 2, 1, "3-9", "3-9"),
-        (3, 4, 1, "5-9", "5-9"),
+        (1, 2, 1, "3-9", "3-9:1"),
+        (3, 4, 1, "5-9", "5-9:1"),
         (11, 12, 1, None, None),
         (1, 4, 3, "7-9", "7-9:3"),
-        (1, 1, 1, "2-9", "2-9"),
+        (1, 1, 1, "2-9", "2-9:1"),
     ],
 )
 def test_last_task_tells_which_lines_are_left(job, first, last, step, left, option):
     run_job, folder = job
     (folder / "list.txt").write_text("".join(f"{i}.tif\n" for i in range(1, 10)))
-    limits = {"MIN": first, "MAX": last, "step": step}
+    limits = {"MAX": last, "step": step}
     text = f"list.txt: no task does lines {left}: sbatch --array={option} ...\n"
     assert run_job(last, "list.txt", **limits).stdout == (text if left else "")
     if left == "3-9":
