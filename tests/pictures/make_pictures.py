@@ -69,7 +69,7 @@ def draw_results(folder):
         sheets = np.full(after.shape, np.nan)
         for path in sorted(DEM.parent.glob("*.tif")):
             with rasterio.open(path) as sheet, rasterio.open(DEM) as raster:
-                top, left = raster.index(*sheet.xy(0, 0))
+                top, left = map(int, raster.index(*sheet.xy(0, 0)))
             means = blur(path, scratch)
             rows, columns = means.shape
             sheets[top : top + rows, left : left + columns] = means
