@@ -353,9 +353,13 @@ def test_half_of_the_request_is_too_little(cluster, checkout, large):
 
 @pytest.mark.parametrize("batch_file", [SIMPLE, MULTI])
 def test_too_small_memory_request(cluster, checkout, sheet, batch_file):
-    check_killed(cluster, checkout, f"sbatch --mem-per-cpu=1 {batch_file} {sheet} 601")
-    (task,) = run(cluster, checkout, f"sbatch {batch_file} {sheet}")
-    assert task["JobState"] == "COMPLETED"
+    """The job is killed, and does well with the option that it was told."""
+    check_killed(
+        cluster, checkout, f"sbatch --mem-per-cpu=100 {batch_file} {sheet} 601"
+    )
+    option = re.search(r": warning: needs .* sbatch (\S+) ", texts(checkout)[1])[1]
+    (task,) = run(cluster, checkout, f"sbatch {option} {batch_file} {sheet} 601")
+    assert (task["JobState"], texts(checkout)[1]) == ("COMPLETED", "")
     assert "sheet.tif" in results(checkout)
 
 
