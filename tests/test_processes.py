@@ -23,6 +23,7 @@ from tools import (
     started,
     wait_until,
     write_raster,
+    write_zeros,
 )
 
 # Python runs this as it starts. At a place in the script, it waits until it may go on.
@@ -272,3 +273,15 @@ def test_default_start_method_changes_nothing(tmp_path, small, method):
     result = read(tmp_path / "smooth" / "small.tif")
     same = read(tmp_path / "good" / "smooth" / "small.tif")
     assert same.tobytes() == result.tobytes()
+
+
+def test_the_processor_time_of_workers_is_counted(tmp_path):
+    """As a cluster books it: of a process and of those that it has waited for."""
+    raster = write_zeros(tmp_path / "a.tif", 3000, 3000)
+    seconds = []
+    for script in SCRIPTS:
+        with started(script, raster, 301, cwd=tmp_path) as process:
+            _, status, taken = os.wait4(process.pid, 0)
+        assert status == 0
+        seconds.append(taken.ru_utime + taken.ru_stime)
+    assert seconds[1] > 0.8 * seconds[0]
