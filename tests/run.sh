@@ -6,7 +6,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 # Slurm with what it needs, the records of its jobs, modules, GDAL's programs, a linter.
-packages=(slurm-wlm slurmdbd mariadb-server-core lmod libnss-wrapper gdal-bin shellcheck)
+packages=(slurm-wlm munge slurmdbd mariadb-server-core lmod libnss-wrapper)
+packages+=(gdal-bin shellcheck)
 install() { # what would take another database away is not installed
     apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
         --no-install-recommends --no-remove "${packages[@]}" >/dev/null

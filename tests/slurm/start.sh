@@ -2,8 +2,8 @@
 # Start a Slurm cluster of three nodes on this computer, without root:
 #     bash tests/slurm/start.sh [PYTHON]
 # PYTHON is what the module geo-env gives, .venv/bin/python unless given. Exits with 77
-# without Debian's packages slurm-wlm, lmod and libnss-wrapper; keeps records of the jobs
-# with slurmdbd and mariadb-server-core.
+# without Debian's packages slurm-wlm, munge, lmod and libnss-wrapper; keeps records of
+# the jobs with slurmdbd and mariadb-server-core.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 python=${1:-${here%/tests/slurm}/.venv/bin/python}
@@ -13,7 +13,7 @@ as_localhost=(env NSS_WRAPPER_HOSTNAME=localhost LD_PRELOAD=libnss_wrapper.so)
 if ! { type -P slurmctld slurmd sbatch munged && bash -lc 'type module'; } &>/dev/null ||
     [ "$("${as_localhost[@]}" hostname 2>/dev/null)" != localhost ]
 then
-    echo "Slurm or Lmod is missing: apt-get install slurm-wlm lmod libnss-wrapper" >&2
+    echo "Slurm or Lmod is missing: apt-get install slurm-wlm munge lmod libnss-wrapper" >&2
     exit 77
 fi
 
