@@ -49,7 +49,7 @@ def main(path, window, missing):
         rows = max(window, int(PIECE / row / max(1, len(groups[0]) / 4)))
         rows = min(rows, max(bottom - top for _, _, (top, bottom) in chunks))
         piece = len(groups[0]) * row * (rows + 2 * window)
-        ask_for(path, 80e6 + processes * (75e6 + 1.2 * cache + 1.1 * piece))
+        ask_for(path, 0.9 * (1 + processes), processes * (1.2 * cache + 1.1 * piece))
         with new_result(raster, groups, dtype, window) as result:
             raster.close()  # or the processes would share its position in the file
             fork = get_context("fork")
@@ -189,8 +189,13 @@ def set_cache(raster, bands, columns):
     return min(size, 1.1 * count_bytes(raster, bands, *raster.shape))
 
 
-def ask_for(path, size):
-    """Say how to ask Slurm for so many bytes of memory, if the job has less."""
+def ask_for(path, processes, size):
+    """Say how to ask Slurm for memory if the job has less than a run will take.
+
+    That is as much as so many processes like this one take now, and size bytes.
+    """
+    pages = int(Path("/proc/self/statm").read_text().split()[1])  # Linux tells them
+    size += processes * pages * os.sysconf("SC_PAGE_SIZE")
     names = "CPUS_ON_NODE", "MEM_PER_NODE", "MEM_PER_CPU"
     cpus, node, cpu = (int(os.environ.get(f"SLURM_{name}") or 0) for name in names)
     need, granted = int(size / 2**20), node or cpu * cpus  # Slurm's MB are of 2^20

@@ -37,7 +37,7 @@ def main(path, window, missing):
         groups, dtype = choose_bands(raster, window)
         cache = set_cache(raster, groups[0], find_part(raster)[1])
         values = make_array(len(groups[0]), *raster.shape, dtype)
-        ask_for(path, 62e6 + values.nbytes + 2.6 * cache)
+        ask_for(path, 0.75, values.nbytes + 2.6 * cache)
         with new_result(raster, groups, dtype, window) as result:
             for bands in groups:
                 read_part(raster, bands, 0, 0, values)
@@ -93,8 +93,13 @@ def set_cache(raster, bands, columns):
     return min(size, 1.1 * count_bytes(raster, bands, *raster.shape))
 
 
-def ask_for(path, size):
-    """Say how to ask Slurm for so many bytes of memory, if the job has less."""
+def ask_for(path, processes, size):
+    """Say how to ask Slurm for memory if the job has less than a run will take.
+
+    That is as much as so many processes like this one take now, and size bytes.
+    """
+    pages = int(Path("/proc/self/statm").read_text().split()[1])  # Linux tells them
+    size += processes * pages * os.sysconf("SC_PAGE_SIZE")
     names = "CPUS_ON_NODE", "MEM_PER_NODE", "MEM_PER_CPU"
     cpus, node, cpu = (int(os.environ.get(f"SLURM_{name}") or 0) for name in names)
     need, granted = int(size / 2**20), node or cpu * cpus  # Slurm's MB are of 2^20
