@@ -12,9 +12,10 @@ import contextlib
 import math
 import os
 import re
+import secrets
+import shutil
 import signal
 import sys
-import tempfile
 import warnings
 from itertools import chain, product
 from pathlib import Path
@@ -174,11 +175,10 @@ def new_result(raster, groups, dtype, window):
         signal.signal(number, signal.default_int_handler)
     text = f"{raster.width} x {raster.height} pixels, window {made}"
     tags = {"FOCAL_MEAN_WINDOW": made, "FOCAL_MEAN_OF": raster.name}
-    scratch = tempfile.TemporaryDirectory(
-        ".unfinished", target.name, "smooth", ignore_cleanup_errors=True
-    )
-    with scratch as folder:
-        draft = Path(folder, target.name)
+    folder = Path("smooth", f"{target.name}.{secrets.token_hex(4)}.unfinished")
+    draft = folder / target.name
+    try:
+        folder.mkdir()
         try:
             lay_out(draft, raster, bands, dtype, tags)
             starts = dict(zip(bands, find_pixels(draft), strict=True))
@@ -191,9 +191,11 @@ def new_result(raster, groups, dtype, window):
             signal.signal(number, signal.SIG_IGN)  # the rest takes no time
         for ending in (".aux.xml", ".ovr", ".msk"):  # of an earlier result
             Path(f"{target}{ending}").unlink(missing_ok=True)
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # the .tif at last
+        for file in sorted(folder.iterdir(), reverse=True):  # the .tif at last
             file.replace(target.with_name(file.name))
         say(f"{target}: {text}, {monotonic() - began:.1f} seconds")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def lay_out(draft, raster, bands, dtype, tags):

@@ -309,7 +309,6 @@ KINDS = [
     # Were these right, the page would say too much.
     ("", False, "int16", ["nothing"]),
     ("-vrtnodata -32768", False, "uint8", ["nothing"]),
-    ("-addalpha", False, "uint8", ["inside"]),
     ("-addalpha", False, "int16", ["nothing", "nodata"]),
 ]
 

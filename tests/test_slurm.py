@@ -351,11 +351,11 @@ def test_half_of_the_request_is_too_little(cluster, checkout, large):
     check_killed(cluster, checkout, f"sbatch {options} {MULTI} {large} 51")
 
 
-@pytest.mark.parametrize("batch_file", [SIMPLE, MULTI])
-def test_too_small_memory_request(cluster, checkout, sheet, batch_file):
+@pytest.mark.parametrize(("batch_file", "mb"), [(SIMPLE, 120), (MULTI, 80)])
+def test_too_small_memory_request(cluster, checkout, sheet, batch_file, mb):
     """The job is killed, and does well with the option that it was told."""
     check_killed(
-        cluster, checkout, f"sbatch --mem-per-cpu=100 {batch_file} {sheet} 601"
+        cluster, checkout, f"sbatch --mem-per-cpu={mb} {batch_file} {sheet} 601"
     )
     option = re.search(r": warning: needs .* sbatch (\S+) ", texts(checkout)[1])[1]
     (task,) = run(cluster, checkout, f"sbatch {option} {batch_file} {sheet} 601")
