@@ -164,6 +164,7 @@ def test_commands_in_their_order(cluster, tmp_path):
 
 def test_seamless_result_from_sheets_of_ones_own(cluster, tmp_path):
     """Without nodata, in a folder with a space in its name, with pixels of 2 m."""
+    need("gdalbuildvrt")
     folder = copy_tracked(tmp_path / "checkout")
     environment = cluster | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
     (folder / ".venv").symlink_to(sys.prefix)

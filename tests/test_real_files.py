@@ -18,6 +18,7 @@ from tools import (
     check_failed,
     check_silent,
     files,
+    need,
     read,
     run,
     write_earlier,
@@ -42,6 +43,7 @@ def write_netcdf(path, version=1, shape=(40, 50), names=("red", "nir")):
 
 def convert(source, target, *options):
     """Convert a raster with gdal_translate; return the new path."""
+    need("gdal_translate")
     command = ["gdal_translate", "-q", *options, source, target]
     subprocess.run(list(map(str, command)), check=True)
     return target
@@ -136,6 +138,7 @@ def test_bands_of_different_types(tmp_path, run_both):
         write_raster(tmp_path / f"{dtype}.tif", values.astype(dtype))
     sheets = [tmp_path / "float32.tif", tmp_path / "uint8.tif"]
     vrt = tmp_path / "both.vrt"
+    need("gdalbuildvrt")
     subprocess.run(["gdalbuildvrt", "-q", "-separate", vrt, *sheets], check=True)
     expected = [read(blur(SIMPLE, sheet, 5, cwd=tmp_path))[0] for sheet in sheets]
     for cwd, done in run_both(vrt, 5):
@@ -282,6 +285,7 @@ def test_result_never_replaces_what_is_none_of_its_raster(tmp_path, script, spel
     dem = write_raster(tmp_path / "smooth/dem.tif", ONES)
     inner = tmp_path / "inner.vrt"
     for target, source in (inner, dem), (tmp_path / "outer/dem.vrt", inner):
+        need("gdalbuildvrt")
         subprocess.run(["gdalbuildvrt", "-q", target, source], check=True)
     # The result's name has to be that of the file, whatever the raster is called.
     text = script.read_text().replace('"_".join(words)', '"dem"')
@@ -297,6 +301,7 @@ def test_result_never_replaces_what_its_raster_reads(tmp_path, script):
     """Though it is an earlier result of a virtual raster that had other sheets then."""
     (tmp_path / "smooth").mkdir()
     earlier = write_earlier(tmp_path / "smooth/all.tif", "all.vrt")
+    need("gdalbuildvrt")
     command = ["gdalbuildvrt", "-q", "all.vrt", "smooth/all.tif"]
     subprocess.run(command, cwd=tmp_path, check=True)
     done = run(script, "all.vrt", cwd=tmp_path)
@@ -365,6 +370,7 @@ def raw_band(path):
 def warped(path):
     place = ["-a_srs", "EPSG:3067", "-a_ullr", "0", "6000", "8000", "0"]
     source = convert(classic(path), path / "placed.vrt", "-of", "VRT", *place)
+    need("gdalwarp")
     command = ["gdalwarp", "-q", "-of", "VRT", source, path / "warped.vrt"]
     subprocess.run(command, check=True)
     return path / "warped.vrt"
