@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import math
+import multiprocessing
 import os
 import re
 import secrets
@@ -20,7 +21,6 @@ import signal
 import sys
 import warnings
 from itertools import chain, pairwise, product
-from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from time import monotonic
 
@@ -31,7 +31,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from scipy.ndimage import convolve1d
 
 CACHE = 48e6  # bytes of blocks that GDAL keeps, or a row of them that is larger
-PIECE = 8e6  # bytes of a band that are blurred at a time, for the processor's cache
+PIECE = 8e6  # bytes of a band that are blurred at a time, 4 x that of many bands
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
 
 
@@ -53,18 +53,15 @@ def main(path, window, missing):
         ask_for(path, 0.9 * (1 + processes), processes * (1.2 * cache + 1.1 * piece))
         with new_result(raster, groups, dtype, window) as result:
             raster.close()  # or the processes would share its position in the file
-            fork = get_context("fork")
-            done = fork.RawArray("d", len(chunks))  # pixels of each chunk
+            fork = multiprocessing.get_context("fork")
+            done = fork.RawArray("d", len(chunks))  # how much of each chunk, up to 1
             stops = signal.SIGINT, signal.SIGTERM  # a worker just ends
             signal.pthread_sigmask(signal.SIG_BLOCK, stops)
             pool = fork.Pool(processes, start_worker, [path, done, stops])
             signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
-            workers = active_children()
+            workers = fork.active_children()
             blur = functools.partial(blur_chunk, result, dtype, window, rows)
-            tasks = pool.starmap_async(blur, enumerate(chunks), chunksize=1)
-            wait_for(
-                tasks, workers, done, sum(map(len, groups)) * math.prod(raster.shape)
-            )
+            wait_for(pool.imap_unordered(blur, enumerate(chunks)), workers, done)
             pool.close()
             for worker in workers:  # so that Slurm counts their time
                 worker.join(5)
@@ -73,12 +70,13 @@ def main(path, window, missing):
 
 def split_raster(raster, groups, window, processes):
     """Return chunks (bands, rows, columns), and how many columns GDAL has to keep."""
-    # Even-sized parts of the rows. Where a row of blocks is larger than GDAL's cache,
-    # so are the columns: a process decompresses no block twice as it goes down a chunk.
+    # The rows are cut into even-sized parts. Where a row of blocks is larger than GDAL's
+    # cache, the columns are, too: so a process that goes down a chunk decompresses no
+    # block twice. Strips of less than two blocks would do so with their neighbours.
     tall, wide = find_part(raster)
     blocks = math.ceil(raster.width / wide)
     fit = int(CACHE / count_bytes(raster, groups[0], tall, wide))
-    strips = math.ceil(blocks / max(2, fit))  # one cut in a block: then two of them
+    strips = math.ceil(blocks / max(2, fit))
     parts = processes // math.gcd(processes, strips * len(groups))  # equally many each
     rows, columns = (
         list(pairwise(sorted({size * i // number for i in range(number + 1)})))
@@ -101,18 +99,17 @@ def start_worker(path, shared, stops):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
     # By Linux itself, as a worker may wait for the lock of one that was killed.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    assert os.getppid() == parent_process().pid  # it has not ended before
+    assert os.getppid() == multiprocessing.parent_process().pid  # not ended before
     open_raster = functools.cache(lambda: rasterio.open(path))
     done = shared
 
 
-def blur_chunk(result, dtype, window, height, number, chunk):
+def blur_chunk(result, dtype, window, height, task):
     """Write the means of a chunk, in pieces of so many rows from the top down."""
     raster = open_raster()
-    bands, (left, right), (top, bottom) = chunk
+    number, (bands, (left, right), (top, bottom)) = task
     halo = window // 2  # pixels around the chunk that its means need
     first, last = max(0, left - halo), min(right + halo, raster.width)
-    height = min(height, bottom - top)
     values = make_array(len(bands), height + 2 * halo, last - first, dtype)
     kept = make_array(len(bands), 2 * halo, last - first, dtype)  # from piece to piece
     read_part(raster, bands, top - halo, first, kept)
@@ -126,20 +123,23 @@ def blur_chunk(result, dtype, window, height, number, chunk):
         average(means, window, axis=2)
         means = means[:, :, left - first : right - first]
         write_part(result, bands, y, left, means)
-        done[number] += means.size
+        done[number] = min(1, (y + height - top) / (bottom - top))
 
 
-def wait_for(tasks, workers, done, pixels):
+def wait_for(tasks, workers, done):
     """Print how much is done until all is; OSError if a worker was killed."""
-    shown = 0
-    while not tasks.ready():
-        tasks.wait(0.1)
-        if set(active_children()) != set(workers):  # its chunk would never come
+    shown, left = 0, len(done)
+    while left:
+        with contextlib.suppress(multiprocessing.TimeoutError):
+            tasks.next(0.1)  # raises at once what a worker has raised
+            left -= 1
+        if set(multiprocessing.active_children()) != set(
+            workers
+        ):  # its chunk would never come
             raise OSError("a worker was killed, likely as memory ran out: ask for more")
-        part = int(len(PROGRESS) * sum(done) / pixels)
+        part = int(len(PROGRESS) * sum(done) / len(done))
         say(PROGRESS[shown:part], end="")
         shown = part
-    tasks.get()
     say(PROGRESS[shown:], "- done.")
 
 
@@ -167,7 +167,10 @@ def choose_bands(raster, window):
 
 
 def find_part(raster):
-    """Return how many rows and columns to read at a time: whole blocks."""
+    """Return how many rows and columns to read at a time: whole blocks.
+
+    They are few, as GDAL must still have them when it is asked which pixels are valid.
+    """
     # Sheets of a virtual raster have blocks of their own, often of 512 x 512 pixels.
     block = np.maximum(raster.block_shapes[0], 512 if raster.driver == "VRT" else 1)
     tall, wide = block.tolist()
@@ -184,7 +187,7 @@ def count_bytes(raster, bands, rows, columns):
 
 def set_cache(raster, bands, columns):
     """Make GDAL keep a row of parts, not 5 % of a node's memory; return the bytes."""
-    rows, wide = find_part(raster)  # and one part more, in place of which it reads
+    rows, wide = find_part(raster)  # and one part more: that which it is reading
     size = max(CACHE, 1.1 * count_bytes(raster, bands, rows, columns + wide))
     os.environ["GDAL_CACHEMAX"] = str(int(size / 1e6))  # read when a block is needed
     return min(size, 1.1 * count_bytes(raster, bands, *raster.shape))
@@ -229,8 +232,8 @@ def read_part(raster, bands, top, left, values):
         (y, below), (x, beside) = place
         part = values[:, y - top : below - top, x - left : beside - left]
         try:
-            raster.read(bands, window=place, out=part)
-            part[raster.read_masks(bands, window=place) == 0] = np.nan
+            found = raster.read(bands, window=place, out=part, masked=True)
+            part[found.mask] = np.nan
         except rasterio.errors.RasterioError as error:
             reason = error.__cause__ or error  # GDAL's words
             raise OSError(f"cannot read it, is it damaged? {reason}") from None
@@ -356,7 +359,7 @@ def check_earlier(names, target):
     tags = {}
     with contextlib.suppress(rasterio.errors.RasterioError):
         tags = rasterio.open(target).tags()
-    of = tags.get("FOCAL_MEAN_OF", "")  # it has no blanks in front
+    of = tags.get("FOCAL_MEAN_OF", "")  # from which GDAL drops blanks in front
     path, file, *files = map(os.path.realpath, [names[0].lstrip(), target, *names])
     if file in files or os.path.realpath(of) != path:
         text = f"its result would overwrite {target}, which is no earlier one of it"
@@ -370,7 +373,7 @@ def has_result(raster, window):
     earlier = check_earlier([raster.name, *raster.files], target)
     return earlier == f"{window} x {window}" and all(
         os.path.exists(file) and os.path.getmtime(file) <= os.path.getmtime(target)
-        for file in raster.files or [""]  # unknown: not all are there
+        for file in raster.files or [""]  # if it has none, its age is unknown
     )
 
 
@@ -398,4 +401,3 @@ if __name__ == "__main__":
         reason = " ".join(str(error).split()).removeprefix(f"{options.raster}: ")
         say(f"{options.raster}: {reason or 'stopped, no result'}", file=sys.stderr)
         os._exit(1)
-    os._exit(0)  # a Pool can wait for ever for a worker that was killed

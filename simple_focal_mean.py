@@ -71,7 +71,10 @@ def choose_bands(raster, window):
 
 
 def find_part(raster):
-    """Return how many rows and columns to read at a time: whole blocks."""
+    """Return how many rows and columns to read at a time: whole blocks.
+
+    They are few, as GDAL must still have them when it is asked which pixels are valid.
+    """
     # Sheets of a virtual raster have blocks of their own, often of 512 x 512 pixels.
     block = np.maximum(raster.block_shapes[0], 512 if raster.driver == "VRT" else 1)
     tall, wide = block.tolist()
@@ -88,7 +91,7 @@ def count_bytes(raster, bands, rows, columns):
 
 def set_cache(raster, bands, columns):
     """Make GDAL keep a row of parts, not 5 % of a node's memory; return the bytes."""
-    rows, wide = find_part(raster)  # and one part more, in place of which it reads
+    rows, wide = find_part(raster)  # and one part more: that which it is reading
     size = max(CACHE, 1.1 * count_bytes(raster, bands, rows, columns + wide))
     os.environ["GDAL_CACHEMAX"] = str(int(size / 1e6))  # read when a block is needed
     return min(size, 1.1 * count_bytes(raster, bands, *raster.shape))
@@ -133,8 +136,8 @@ def read_part(raster, bands, top, left, values):
         (y, below), (x, beside) = place
         part = values[:, y - top : below - top, x - left : beside - left]
         try:
-            raster.read(bands, window=place, out=part)
-            part[raster.read_masks(bands, window=place) == 0] = np.nan
+            found = raster.read(bands, window=place, out=part, masked=True)
+            part[found.mask] = np.nan
         except rasterio.errors.RasterioError as error:
             reason = error.__cause__ or error  # GDAL's words
             raise OSError(f"cannot read it, is it damaged? {reason}") from None
@@ -260,7 +263,7 @@ def check_earlier(names, target):
     tags = {}
     with contextlib.suppress(rasterio.errors.RasterioError):
         tags = rasterio.open(target).tags()
-    of = tags.get("FOCAL_MEAN_OF", "")  # it has no blanks in front
+    of = tags.get("FOCAL_MEAN_OF", "")  # from which GDAL drops blanks in front
     path, file, *files = map(os.path.realpath, [names[0].lstrip(), target, *names])
     if file in files or os.path.realpath(of) != path:
         text = f"its result would overwrite {target}, which is no earlier one of it"
@@ -274,7 +277,7 @@ def has_result(raster, window):
     earlier = check_earlier([raster.name, *raster.files], target)
     return earlier == f"{window} x {window}" and all(
         os.path.exists(file) and os.path.getmtime(file) <= os.path.getmtime(target)
-        for file in raster.files or [""]  # unknown: not all are there
+        for file in raster.files or [""]  # if it has none, its age is unknown
     )
 
 
@@ -302,4 +305,3 @@ if __name__ == "__main__":
         reason = " ".join(str(error).split()).removeprefix(f"{options.raster}: ")
         say(f"{options.raster}: {reason or 'stopped, no result'}", file=sys.stderr)
         os._exit(1)
-    os._exit(0)  # a Pool can wait for ever for a worker that was killed

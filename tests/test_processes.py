@@ -1,6 +1,7 @@
 """No run hangs, leaves processes or half a result, whoever ends it or its workers."""
 
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -131,6 +132,17 @@ def test_killed_worker_costs_no_part_of_a_result(tmp_path, sheet, place, when, v
         check_whole(done, sheet, cwd)
     else:
         check_none(done, sheet, cwd, "worker", "memory")
+
+
+def test_damage_shows_before_the_other_workers_are_done(tmp_path, sheet):
+    raster = tmp_path / "sheet.tif"
+    shutil.copy(sheet, raster)
+    damage_end(raster)
+    top = f'{IN_WORKER} and keywords["window"][0][1] < 1000'
+    gate, environment = make_pause(tmp_path, READ, top)
+    with started(MULTI, raster, cwd=tmp_path / "run", **environment) as process:
+        done = end(process, gate)
+    check_none(done, raster, tmp_path / "run", "damaged")
 
 
 STOPS = [
