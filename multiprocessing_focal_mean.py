@@ -31,7 +31,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from scipy.ndimage import convolve1d
 
 CACHE = 48e6  # bytes of blocks that GDAL keeps, or a row of them that is larger
-PIECE = 8e6  # bytes of a band that are blurred at a time, 4 x that of many bands
+PIECE = 8e6  # bytes of a band that are blurred at a time; 4 x that of 4 bands or more
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
 
 
@@ -59,7 +59,7 @@ def main(path, window, missing):
             signal.pthread_sigmask(signal.SIG_BLOCK, stops)
             pool = fork.Pool(processes, start_worker, [path, done, stops])
             signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
-            workers = fork.active_children()
+            workers = set(fork.active_children())
             blur = functools.partial(blur_chunk, result, dtype, window, rows)
             wait_for(pool.imap_unordered(blur, enumerate(chunks)), workers, done)
             pool.close()
@@ -69,22 +69,24 @@ def main(path, window, missing):
 
 
 def split_raster(raster, groups, window, processes):
-    """Return chunks (bands, rows, columns), and how many columns GDAL has to keep."""
-    # The rows are cut into even-sized parts. Where a row of blocks is larger than GDAL's
-    # cache, the columns are, too: so a process that goes down a chunk decompresses no
-    # block twice. Strips of less than two blocks would do so with their neighbours.
+    """Return chunks (bands, columns, rows), and how many columns GDAL has to keep."""
+    # The rows are cut into even-sized parts. A process goes down a chunk, while GDAL
+    # keeps a row of its blocks, so that none is decompressed twice. Only if such a row is
+    # larger than CACHE are the columns cut, too, into strips of two blocks or more, as
+    # blocks at a cut are read from both sides.
     tall, wide = find_part(raster)
     blocks = math.ceil(raster.width / wide)
     fit = int(CACHE / count_bytes(raster, groups[0], tall, wide))
     strips = math.ceil(blocks / max(2, fit))
-    parts = processes // math.gcd(processes, strips * len(groups))  # equally many each
+    # So many parts that each process has as many chunks.
+    parts = processes // math.gcd(processes, strips * len(groups))
     rows, columns = (
         list(pairwise(sorted({size * i // number for i in range(number + 1)})))
         for size, number in zip(raster.shape, (parts, strips), strict=True)
     )
-    half = window // 2
+    halo = window // 2
     keep = [
-        math.ceil(min(right + half, raster.width) / wide) - max(left - half, 0) // wide
+        math.ceil(min(right + halo, raster.width) / wide) - max(left - halo, 0) // wide
         for left, right in columns
     ]
     return list(product(groups, columns, rows)), max(keep) * wide
@@ -100,6 +102,7 @@ def start_worker(path, shared, stops):
     # By Linux itself, as a worker may wait for the lock of one that was killed.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     assert os.getppid() == multiprocessing.parent_process().pid  # not ended before
+    # Not yet, as the main process hears of an error only in a chunk.
     open_raster = functools.cache(lambda: rasterio.open(path))
     done = shared
 
@@ -111,7 +114,7 @@ def blur_chunk(result, dtype, window, height, task):
     halo = window // 2  # pixels around the chunk that its means need
     first, last = max(0, left - halo), min(right + halo, raster.width)
     values = make_array(len(bands), height + 2 * halo, last - first, dtype)
-    kept = make_array(len(bands), 2 * halo, last - first, dtype)  # from piece to piece
+    kept = make_array(len(bands), 2 * halo, last - first, dtype)  # for the next piece
     read_part(raster, bands, top - halo, first, kept)
     for y in range(top, bottom, height):
         piece = values[:, : min(height, bottom - y) + 2 * halo]
@@ -121,26 +124,28 @@ def blur_chunk(result, dtype, window, height, task):
         average(piece, window, axis=1)
         means = piece[:, halo : piece.shape[1] - halo]
         average(means, window, axis=2)
-        means = means[:, :, left - first : right - first]
+        means = means[:, :, left - first : right - first]  # without the halo
         write_part(result, bands, y, left, means)
         done[number] = min(1, (y + height - top) / (bottom - top))
 
 
 def wait_for(tasks, workers, done):
     """Print how much is done until all is; OSError if a worker was killed."""
-    shown, left = 0, len(done)
-    while left:
+    shown, waiting = 0, len(done)
+    while waiting:
         with contextlib.suppress(multiprocessing.TimeoutError):
             tasks.next(0.1)  # raises at once what a worker has raised
-            left -= 1
-        if set(multiprocessing.active_children()) != set(
-            workers
-        ):  # its chunk would never come
+            waiting -= 1
+        # The Pool replaces a worker that was killed, but not its chunk.
+        if set(multiprocessing.active_children()) != workers:
             raise OSError("a worker was killed, likely as memory ran out: ask for more")
         part = int(len(PROGRESS) * sum(done) / len(done))
         say(PROGRESS[shown:part], end="")
         shown = part
     say(PROGRESS[shown:], "- done.")
+
+
+# From here on, this is simple_focal_mean.py, word for word.
 
 
 def choose_bands(raster, window):
@@ -204,7 +209,8 @@ def ask_for(path, processes, size):
     cpus, node, cpu = (int(os.environ.get(f"SLURM_{name}") or 0) for name in names)
     need, granted = int(size / 2**20), node or cpu * cpus  # Slurm's MB are of 2^20
     if 0 < granted < need:
-        option = f"--mem={need}" if node else f"--mem-per-cpu={-(-need // cpus)}"
+        more = need + need // 50  # as the next run may need somewhat more
+        option = f"--mem={more}" if node else f"--mem-per-cpu={-(-more // cpus)}"
         text = f"needs some {need} MB, and the job has {granted}: sbatch {option} ..."
         say(f"{path}: warning: {text}", file=sys.stderr)
 
@@ -247,8 +253,10 @@ def split(start, stop, step):
 
 def average(values, window, axis):
     """Replace values (band, row, column) by means of window pixels along an axis."""
-    # Two lines make a square. Pixels beyond the edge are NaN: so is a mean with one.
-    weights = np.full(window, 1 / window)  # or any separable kernel, in both scripts
+    # Down, then across, makes a square. Beyond the array is NaN: so is a mean of it.
+    # Another separable kernel stands here, in both scripts; then delete smooth, as
+    # --missing knows only the window.
+    weights = np.full(window, 1 / window)
     convolve1d(values, weights, axis, output=values, mode="constant", cval=np.nan)
 
 
@@ -307,12 +315,12 @@ def lay_out(draft, raster, bands, dtype, tags):
     kind = {"driver": "GTiff", "dtype": dtype, "interleave": "band", "blockysize": 16}
     # While it has no nodata value, GDAL lays out its strips without writing them.
     rasterio.open(draft, "w", **size, **place, **kind).close()
-    false = "(?i)statistics|histogram|valid_|_range|fill|missing|sample|^(ns|bidx)$"
+    stale = "(?i)statistics|histogram|valid_|_range|fill|missing|sample|^(ns|bidx)$"
     with rasterio.open(draft, "r+") as result:
         result.nodata = np.nan
         for number, band in enumerate([0, *bands]):  # 0 is the raster
             kept = raster.tags(band).items()
-            kept = {key: text for key, text in kept if not re.search(false, key)}
+            kept = {key: text for key, text in kept if not re.search(stale, key)}
             result.update_tags(number, **kept | ({} if band else tags))
         for item in ("descriptions", "scales", "offsets", "units", "colorinterp"):
             kept = [getattr(raster, item)[band - 1] for band in bands]

@@ -108,7 +108,8 @@ def ask_for(path, processes, size):
     cpus, node, cpu = (int(os.environ.get(f"SLURM_{name}") or 0) for name in names)
     need, granted = int(size / 2**20), node or cpu * cpus  # Slurm's MB are of 2^20
     if 0 < granted < need:
-        option = f"--mem={need}" if node else f"--mem-per-cpu={-(-need // cpus)}"
+        more = need + need // 50  # as the next run may need somewhat more
+        option = f"--mem={more}" if node else f"--mem-per-cpu={-(-more // cpus)}"
         text = f"needs some {need} MB, and the job has {granted}: sbatch {option} ..."
         say(f"{path}: warning: {text}", file=sys.stderr)
 
@@ -151,8 +152,10 @@ def split(start, stop, step):
 
 def average(values, window, axis):
     """Replace values (band, row, column) by means of window pixels along an axis."""
-    # Two lines make a square. Pixels beyond the edge are NaN: so is a mean with one.
-    weights = np.full(window, 1 / window)  # or any separable kernel, in both scripts
+    # Down, then across, makes a square. Beyond the array is NaN: so is a mean of it.
+    # Another separable kernel stands here, in both scripts; then delete smooth, as
+    # --missing knows only the window.
+    weights = np.full(window, 1 / window)
     convolve1d(values, weights, axis, output=values, mode="constant", cval=np.nan)
 
 
@@ -211,12 +214,12 @@ def lay_out(draft, raster, bands, dtype, tags):
     kind = {"driver": "GTiff", "dtype": dtype, "interleave": "band", "blockysize": 16}
     # While it has no nodata value, GDAL lays out its strips without writing them.
     rasterio.open(draft, "w", **size, **place, **kind).close()
-    false = "(?i)statistics|histogram|valid_|_range|fill|missing|sample|^(ns|bidx)$"
+    stale = "(?i)statistics|histogram|valid_|_range|fill|missing|sample|^(ns|bidx)$"
     with rasterio.open(draft, "r+") as result:
         result.nodata = np.nan
         for number, band in enumerate([0, *bands]):  # 0 is the raster
             kept = raster.tags(band).items()
-            kept = {key: text for key, text in kept if not re.search(false, key)}
+            kept = {key: text for key, text in kept if not re.search(stale, key)}
             result.update_tags(number, **kept | ({} if band else tags))
         for item in ("descriptions", "scales", "offsets", "units", "colorinterp"):
             kept = [getattr(raster, item)[band - 1] for band in bands]
