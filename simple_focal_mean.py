@@ -131,6 +131,7 @@ def read_part(raster, bands, top, left, values):
     bottom, right = np.add((top, left), values.shape[1:]).tolist()
     if top < 0 or bottom > raster.height:
         values[:] = np.nan
+    alphas = [i for i, kind in enumerate(raster.colorinterp, 1) if kind.name == "alpha"]
     tall, wide = find_part(raster)
     rows = split(max(top, 0), min(bottom, raster.height), tall)
     for place in product(rows, split(left, right, wide)):
@@ -139,6 +140,8 @@ def read_part(raster, bands, top, left, values):
         try:
             found = raster.read(bands, window=place, out=part, masked=True)
             part[found.mask] = np.nan
+            for alpha in alphas:  # of which GDAL makes a mask for 1 or 3 bands only
+                part[:, raster.read(alpha, window=place) == 0] = np.nan
         except rasterio.errors.RasterioError as error:
             reason = error.__cause__ or error  # GDAL's words
             raise OSError(f"cannot read it, is it damaged? {reason}") from None
@@ -299,7 +302,7 @@ if __name__ == "__main__":
     parser.add_argument("raster")
     parser.add_argument("window", type=int, nargs="?", default=15)
     parser.add_argument("--missing", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.window < 1 or options.window % 2 == 0:
         parser.error("WINDOW must be an odd number of pixels")
     try:

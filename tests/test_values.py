@@ -59,15 +59,14 @@ def make_case(seed, path):
     """Write a random raster; return its values, which are valid, and how to blur it."""
     rng = np.random.default_rng(seed)
     dtype = np.dtype(rng.choice(["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8", "i8"]))
-    bands, height, width = rng.integers(1, [4, 70, 70])
+    bands, height, width = rng.integers(1, [7, 70, 70])
     values = rng.normal(0, 10.0 ** rng.integers(0, 4), (bands, height, width))
     low, high = (-1e9, 1e9) if dtype.kind == "f" else (0, np.iinfo(dtype).max)
     values = np.clip(values, low, high).astype(dtype)
     holes = rng.random(values.shape) < 0.002
     kind = rng.choice(["none", "nodata", "mask", "alpha", "nan"])
-    if kind == "alpha" and (dtype not in (np.uint8, np.uint16) or bands == 2):
-        kind = "none"  # GDAL takes these types for alpha, beside one band or three
     profile = {"compress": str(rng.choice(["none", "deflate", "lzw", "zstd"]))}
+    profile["photometric"] = "minisblack"  # else GDAL takes band 4 for alpha
     profile["transform"] = rasterio.Affine(2, 0, 0, 0, -2, 0)
     profile["interleave"] = str(rng.choice(["pixel", "band"]))
     if rng.random() < 0.5:
