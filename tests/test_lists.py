@@ -212,13 +212,14 @@ def test_missing_skips_what_has_a_result(job, small):
     assert "skipped" not in done.stdout
     shutil.copy(small, folder / "late.tif")
     skipped = "{}: skipped, as its result is there".format
-    for arguments in ([], [15]):
-        done = run_job(1, "mapsheets.txt", *arguments, "--missing", step=100)
+    for arguments in (["--missing"], [15, "--missing"], ["--missing", 15]):
+        done = run_job(1, "mapsheets.txt", *arguments, step=100)
         check_silent(done)
         lines = done.stdout.splitlines()
         paths = [f"./{name}" if name[0] == "-" else name for name in names]
         assert lines[:-1] == [skipped(path) for path in paths[:-1]]
-        assert lines[-1].startswith(skipped("late.tif") if arguments else "smooth/late")
+        last = skipped("late.tif") if 15 in arguments else "smooth/late.tif: "
+        assert lines[-1].startswith(last)
 
 
 def make_newer(path):
