@@ -138,8 +138,8 @@ def read_part(raster, bands, top, left, values):
         (y, below), (x, beside) = place
         part = values[:, y - top : below - top, x - left : beside - left]
         try:
-            found = raster.read(bands, window=place, out=part, masked=True)
-            part[found.mask] = np.nan
+            raster.read(bands, window=place, out=part)
+            part[raster.read_masks(bands, window=place) == 0] = np.nan
             for alpha in alphas:  # of which GDAL makes a mask for 1 or 3 bands only
                 part[:, raster.read(alpha, window=place) == 0] = np.nan
         except rasterio.errors.RasterioError as error:
@@ -302,7 +302,7 @@ if __name__ == "__main__":
     parser.add_argument("raster")
     parser.add_argument("window", type=int, nargs="?", default=15)
     parser.add_argument("--missing", action="store_true")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_args()
     if options.window < 1 or options.window % 2 == 0:
         parser.error("WINDOW must be an odd number of pixels")
     try:
