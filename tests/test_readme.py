@@ -1,7 +1,6 @@
 """README's commands are run in the order shown, and what it quotes is compared."""
 
 import importlib.util
-import math
 import os
 import re
 import subprocess
@@ -203,13 +202,6 @@ def check_smaller(smaller, path):
         assert (small.nodata, small.crs) == (-9999, result.crs)
         assert small.transform.almost_equals(result.transform, 1e-12)
     assert smaller.stat().st_size < 0.6 * path.stat().st_size
-
-
-def test_example_follows_the_rule_for_time():
-    example = r"For\s(\d+) x (\d+)\s+pixels and a window of (\d+) it is `--time=(\d+)`"
-    columns, rows, window, minutes = map(int, re.search(example, README).groups())
-    seconds = 0.5 + columns * rows / 1e6 * (0.03 + window / 2000)
-    assert minutes == math.ceil(2 * seconds / 60)
 
 
 def test_reasons_why_jobs_wait(cluster, tmp_path):
