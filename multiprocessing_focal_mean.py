@@ -15,14 +15,13 @@ import math
 import multiprocessing
 import os
 import re
-import secrets
 import shutil
 import signal
 import sys
 import warnings
 from itertools import chain, pairwise, product
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time_ns
 
 import numpy as np
 import rasterio
@@ -285,7 +284,7 @@ def new_result(raster, groups, dtype, window):
         signal.signal(number, signal.default_int_handler)
     text = f"{raster.width} x {raster.height} pixels, window {made}"
     tags = {"FOCAL_MEAN_WINDOW": made, "FOCAL_MEAN_OF": raster.name}
-    folder = Path("smooth", f"{target.name}.{secrets.token_hex(4)}.unfinished")
+    folder = Path("smooth", f"{target.name}.{time_ns()}.unfinished")
     draft = folder / target.name
     try:
         folder.mkdir()
