@@ -30,6 +30,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from scipy.ndimage import convolve1d
 
 CACHE = 48e6  # bytes of blocks that GDAL keeps, or a row of them that is larger
+STOPS = signal.SIGINT, signal.SIGTERM  # Ctrl-C and Slurm's end
 PIECE = 8e6  # bytes of a band that are blurred at a time; 4 x that of 4 bands or more
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
 
@@ -48,17 +49,16 @@ def main(path, window, missing):
         row = min(columns, raster.width) * dtype.itemsize  # bytes
         rows = max(window, int(PIECE / row / max(1, len(groups[0]) / 4)))
         rows = min(rows, max(bottom - top for _, _, (top, bottom) in chunks))
-        piece = len(groups[0]) * row * (rows + 2 * window)
-        ask_for(path, 0.9 * (1 + processes), processes * (1.2 * cache + 1.1 * piece))
+        piece = 1.1 * len(groups[0]) * row * (rows + 2 * window)
+        check_memory(path, 0.9 * (1 + processes), processes * (1.2 * cache + piece))
         with new_result(raster, groups, dtype, window) as result:
             raster.close()  # or the processes would share its position in the file
             fork = multiprocessing.get_context("fork")
             done = fork.RawArray("d", len(chunks))  # how much of each chunk, up to 1
-            stops = signal.SIGINT, signal.SIGTERM  # a worker just ends
-            signal.pthread_sigmask(signal.SIG_BLOCK, stops)
-            pool = fork.Pool(processes, start_worker, [path, done, stops])
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
-            workers = set(fork.active_children())
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # a worker just ends
+            pool = fork.Pool(processes, start_worker, [path, done])
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+            workers = set(multiprocessing.active_children())
             blur = functools.partial(blur_chunk, result, dtype, window, rows)
             wait_for(pool.imap_unordered(blur, enumerate(chunks)), workers, done)
             pool.close()
@@ -70,9 +70,9 @@ def main(path, window, missing):
 def split_raster(raster, groups, window, processes):
     """Return chunks (bands, columns, rows), and how many columns GDAL has to keep."""
     # The rows are cut into even-sized parts. A process goes down a chunk, while GDAL
-    # keeps a row of its blocks, so that none is decompressed twice. Only if such a row is
-    # larger than CACHE are the columns cut, too, into strips of two blocks or more, as
-    # blocks at a cut are read from both sides.
+    # keeps a row of its blocks, so that it decompresses each once. Only if such a row is
+    # larger than CACHE are the columns cut, too, into strips of some two blocks or more,
+    # as blocks at a cut are read from both sides.
     tall, wide = find_part(raster)
     blocks = math.ceil(raster.width / wide)
     fit = int(CACHE / count_bytes(raster, groups[0], tall, wide))
@@ -91,17 +91,17 @@ def split_raster(raster, groups, window, processes):
     return list(product(groups, columns, rows)), max(keep) * wide
 
 
-def start_worker(path, shared, stops):
+def start_worker(path, shared):
     """Note in a worker what all of its chunks need, and make it end with its parent."""
     global open_raster, done
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, the main process says why
-    for number in stops:
+    for number in STOPS:
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     # By Linux itself, as a worker may wait for the lock of one that was killed.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     assert os.getppid() == multiprocessing.parent_process().pid  # not ended before
-    # Not yet, as the main process hears of an error only in a chunk.
+    # Opened by the first chunk, as an error gets from there to the main process.
     open_raster = functools.cache(lambda: rasterio.open(path))
     done = shared
 
@@ -116,16 +116,17 @@ def blur_chunk(result, dtype, window, height, task):
     kept = make_array(len(bands), 2 * halo, last - first, dtype)  # for the next piece
     read_part(raster, bands, top - halo, first, kept)
     for y in range(top, bottom, height):
-        piece = values[:, : min(height, bottom - y) + 2 * halo]
+        rows = min(height, bottom - y)
+        piece = values[:, : rows + 2 * halo]
         piece[:, : 2 * halo] = kept
         read_part(raster, bands, y + halo, first, piece[:, 2 * halo :])
-        kept[:] = piece[:, piece.shape[1] - 2 * halo :]
+        kept[:] = piece[:, rows:]
         average(piece, window, axis=1)
-        means = piece[:, halo : piece.shape[1] - halo]
+        means = piece[:, halo : halo + rows]
         average(means, window, axis=2)
         means = means[:, :, left - first : right - first]  # without the halo
         write_part(result, bands, y, left, means)
-        done[number] = min(1, (y + height - top) / (bottom - top))
+        done[number] = (y + rows - top) / (bottom - top)
 
 
 def wait_for(tasks, workers, done):
@@ -141,7 +142,7 @@ def wait_for(tasks, workers, done):
         part = int(len(PROGRESS) * sum(done) / len(done))
         say(PROGRESS[shown:part], end="")
         shown = part
-    say(PROGRESS[shown:], "- done.")
+    say(" - done.")
 
 
 # From here on, this is simple_focal_mean.py, word for word.
@@ -197,15 +198,17 @@ def set_cache(raster, bands, columns):
     return min(size, 1.1 * count_bytes(raster, bands, *raster.shape))
 
 
-def ask_for(path, processes, size):
-    """Say how to ask Slurm for memory if the job has less than a run will take.
+def check_memory(path, processes, size):
+    """Warn if the job has less memory than the run will take: how to ask Slurm for it.
 
-    That is as much as so many processes like this one take now, and size bytes.
+    That is as much as so many processes like this one take now, and size bytes; the
+    factors of both were fitted to measured runs.
     """
     pages = int(Path("/proc/self/statm").read_text().split()[1])  # Linux tells them
     size += processes * pages * os.sysconf("SC_PAGE_SIZE")
     names = "CPUS_ON_NODE", "MEM_PER_NODE", "MEM_PER_CPU"
-    cpus, node, cpu = (int(os.environ.get(f"SLURM_{name}") or 0) for name in names)
+    given = (os.environ.get(f"SLURM_{name}", "") for name in names)
+    cpus, node, cpu = (int(text) if text.isdecimal() else 0 for text in given)
     need, granted = int(size / 2**20), node or cpu * cpus  # Slurm's MB are of 2^20
     if 0 < granted < need:
         more = need + need // 50  # as the next run may need somewhat more
@@ -228,7 +231,7 @@ def read_part(raster, bands, top, left, values):
 
     OSError if the raster is damaged.
     """
-    bottom, right = np.add((top, left), values.shape[1:]).tolist()
+    bottom, right = top + values.shape[1], left + values.shape[2]
     if top < 0 or bottom > raster.height:
         values[:] = np.nan
     alphas = [i for i, kind in enumerate(raster.colorinterp, 1) if kind.name == "alpha"]
@@ -256,8 +259,8 @@ def split(start, stop, step):
 def average(values, window, axis):
     """Replace values (band, row, column) by means of window pixels along an axis."""
     # Down, then across, makes a square. Beyond the array is NaN: so is a mean of it.
-    # Another separable kernel stands here, in both scripts; then delete smooth, as
-    # --missing knows only the window.
+    # Another separable kernel stands here, in both scripts; then delete the results of
+    # this one, as --missing knows only the window.
     weights = np.full(window, 1 / window)
     convolve1d(values, weights, axis, output=values, mode="constant", cval=np.nan)
 
@@ -274,13 +277,16 @@ def write_part(result, bands, top, left, means):
 
 @contextlib.contextmanager
 def new_result(raster, groups, dtype, window):
-    """Yield where to write the means; name and print it once whole; OSError if not."""
+    """Yield where to write the means; give it its name, once whole, and print that.
+
+    OSError if the disk is full, ValueError if the name is taken.
+    """
     began = monotonic()
     names, target = [raster.name, *raster.files], find_result(raster.name)
     bands, made = list(chain(*groups)), f"{window} x {window}"
     check_earlier(names, target)
     target.parent.mkdir(exist_ok=True)
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and Slurm's end
+    for number in STOPS:
         signal.signal(number, signal.default_int_handler)
     text = f"{raster.width} x {raster.height} pixels, window {made}"
     tags = {"FOCAL_MEAN_WINDOW": made, "FOCAL_MEAN_OF": raster.name}
@@ -296,7 +302,7 @@ def new_result(raster, groups, dtype, window):
         yield draft, starts, raster.width
         if earlier := check_earlier(names, target):
             text += f", in place of an earlier result of window {earlier}"
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPS:
             signal.signal(number, signal.SIG_IGN)  # the rest takes no time
         for ending in (".aux.xml", ".ovr", ".msk"):  # of an earlier result
             Path(f"{target}{ending}").unlink(missing_ok=True)
@@ -327,7 +333,7 @@ def lay_out(draft, raster, bands, dtype, tags):
         for item in ("descriptions", "scales", "offsets", "units", "colorinterp"):
             kept = [getattr(raster, item)[band - 1] for band in bands]
             # A palette becomes gray, as the result has no colour table.
-            kept = [ColorInterp.gray if k == ColorInterp.palette else k for k in kept]
+            kept = [ColorInterp.gray if k is ColorInterp.palette else k for k in kept]
             setattr(result, item, kept)
     with open(draft, "r+b") as file:  # reserve the space: a full disk shows at once
         os.posix_fallocate(file.fileno(), 0, os.path.getsize(draft))

@@ -27,6 +27,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from scipy.ndimage import convolve1d
 
 CACHE = 48e6  # bytes of blocks that GDAL keeps, or a row of them that is larger
+STOPS = signal.SIGINT, signal.SIGTERM  # Ctrl-C and Slurm's end
 
 
 def main(path, window, missing):
@@ -37,7 +38,7 @@ def main(path, window, missing):
         groups, dtype = choose_bands(raster, window)
         cache = set_cache(raster, groups[0], find_part(raster)[1])
         values = make_array(len(groups[0]), *raster.shape, dtype)
-        ask_for(path, 0.75, values.nbytes + 2.6 * cache)
+        check_memory(path, 0.75, values.nbytes + 2.6 * cache)
         with new_result(raster, groups, dtype, window) as result:
             for bands in groups:
                 read_part(raster, bands, 0, 0, values)
@@ -96,15 +97,17 @@ def set_cache(raster, bands, columns):
     return min(size, 1.1 * count_bytes(raster, bands, *raster.shape))
 
 
-def ask_for(path, processes, size):
-    """Say how to ask Slurm for memory if the job has less than a run will take.
+def check_memory(path, processes, size):
+    """Warn if the job has less memory than the run will take: how to ask Slurm for it.
 
-    That is as much as so many processes like this one take now, and size bytes.
+    That is as much as so many processes like this one take now, and size bytes; the
+    factors of both were fitted to measured runs.
     """
     pages = int(Path("/proc/self/statm").read_text().split()[1])  # Linux tells them
     size += processes * pages * os.sysconf("SC_PAGE_SIZE")
     names = "CPUS_ON_NODE", "MEM_PER_NODE", "MEM_PER_CPU"
-    cpus, node, cpu = (int(os.environ.get(f"SLURM_{name}") or 0) for name in names)
+    given = (os.environ.get(f"SLURM_{name}", "") for name in names)
+    cpus, node, cpu = (int(text) if text.isdecimal() else 0 for text in given)
     need, granted = int(size / 2**20), node or cpu * cpus  # Slurm's MB are of 2^20
     if 0 < granted < need:
         more = need + need // 50  # as the next run may need somewhat more
@@ -127,7 +130,7 @@ def read_part(raster, bands, top, left, values):
 
     OSError if the raster is damaged.
     """
-    bottom, right = np.add((top, left), values.shape[1:]).tolist()
+    bottom, right = top + values.shape[1], left + values.shape[2]
     if top < 0 or bottom > raster.height:
         values[:] = np.nan
     alphas = [i for i, kind in enumerate(raster.colorinterp, 1) if kind.name == "alpha"]
@@ -155,8 +158,8 @@ def split(start, stop, step):
 def average(values, window, axis):
     """Replace values (band, row, column) by means of window pixels along an axis."""
     # Down, then across, makes a square. Beyond the array is NaN: so is a mean of it.
-    # Another separable kernel stands here, in both scripts; then delete smooth, as
-    # --missing knows only the window.
+    # Another separable kernel stands here, in both scripts; then delete the results of
+    # this one, as --missing knows only the window.
     weights = np.full(window, 1 / window)
     convolve1d(values, weights, axis, output=values, mode="constant", cval=np.nan)
 
@@ -173,13 +176,16 @@ def write_part(result, bands, top, left, means):
 
 @contextlib.contextmanager
 def new_result(raster, groups, dtype, window):
-    """Yield where to write the means; name and print it once whole; OSError if not."""
+    """Yield where to write the means; give it its name, once whole, and print that.
+
+    OSError if the disk is full, ValueError if the name is taken.
+    """
     began = monotonic()
     names, target = [raster.name, *raster.files], find_result(raster.name)
     bands, made = list(chain(*groups)), f"{window} x {window}"
     check_earlier(names, target)
     target.parent.mkdir(exist_ok=True)
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and Slurm's end
+    for number in STOPS:
         signal.signal(number, signal.default_int_handler)
     text = f"{raster.width} x {raster.height} pixels, window {made}"
     tags = {"FOCAL_MEAN_WINDOW": made, "FOCAL_MEAN_OF": raster.name}
@@ -195,7 +201,7 @@ def new_result(raster, groups, dtype, window):
         yield draft, starts, raster.width
         if earlier := check_earlier(names, target):
             text += f", in place of an earlier result of window {earlier}"
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPS:
             signal.signal(number, signal.SIG_IGN)  # the rest takes no time
         for ending in (".aux.xml", ".ovr", ".msk"):  # of an earlier result
             Path(f"{target}{ending}").unlink(missing_ok=True)
@@ -226,7 +232,7 @@ def lay_out(draft, raster, bands, dtype, tags):
         for item in ("descriptions", "scales", "offsets", "units", "colorinterp"):
             kept = [getattr(raster, item)[band - 1] for band in bands]
             # A palette becomes gray, as the result has no colour table.
-            kept = [ColorInterp.gray if k == ColorInterp.palette else k for k in kept]
+            kept = [ColorInterp.gray if k is ColorInterp.palette else k for k in kept]
             setattr(result, item, kept)
     with open(draft, "r+b") as file:  # reserve the space: a full disk shows at once
         os.posix_fallocate(file.fileno(), 0, os.path.getsize(draft))

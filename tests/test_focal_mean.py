@@ -247,14 +247,14 @@ def test_band_metadata_is_carried_over_and_statistics_are_not(blurred, tmp_path)
     path = write_raster(tmp_path / "dem.tif", HEIGHTS.astype(np.int16).repeat(2, 0))
     with rasterio.open(path, "r+") as raster:
         raster.descriptions = ("height", "depth")
-        raster.scales, raster.offsets = (0.1, 1), (1000, -5)
+        raster.scales, raster.offsets = (0.1, 2), (2, -5)  # 2 is a palette, too
         raster.units = ("metre", "foot")
         raster.update_tags(1, STATISTICS_MEAN=300, STATISTICS_MAXIMUM=700)
         raster.update_tags(AREA_OR_POINT="Point")
     source, result = blurred(None)
     assert result.descriptions == ("height", "depth")
-    assert result.scales == (0.1, 1)
-    assert result.offsets == (1000, -5)
+    assert result.scales == (0.1, 2)
+    assert result.offsets == (2, -5)
     assert result.units == ("metre", "foot")
     assert result.tags(1) == {}
     assert result.tags()["AREA_OR_POINT"] == "Point"

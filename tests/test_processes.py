@@ -257,11 +257,15 @@ def test_too_many_processes_do_not_hang(public, small, limit):
     check_none(done, small, public)
 
 
-@pytest.mark.parametrize("number", ["", "0", "-1", "nonsense", "2(x3)", "²", "1.5"])
-def test_nonsense_as_number_of_processes_is_no_failure(
+@pytest.mark.parametrize(
+    "number", ["", "0", "-1", "nonsense", "2(x3)", "²", "1.5", "4G"]
+)
+def test_nonsense_as_number_of_processes_or_memory_is_no_failure(
     tmp_path, run_fast, small, number
 ):
-    check_silent(run_fast(MULTI, small, cwd=tmp_path, SLURM_CPUS_PER_TASK=number))
+    names = "CPUS_PER_TASK", "CPUS_ON_NODE", "MEM_PER_NODE", "MEM_PER_CPU"
+    environment = {f"SLURM_{name}": number for name in names}
+    check_silent(run_fast(MULTI, small, cwd=tmp_path, **environment))
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
