@@ -31,6 +31,7 @@ from scipy.ndimage import convolve1d
 
 CACHE = 48e6  # bytes of blocks that GDAL keeps, or a row of them that is larger
 STOPS = signal.SIGINT, signal.SIGTERM  # Ctrl-C and Slurm's end
+CUT = 64e6  # bytes of a row of blocks, above which the columns are cut, too
 PIECE = 8e6  # bytes of a band that are blurred at a time; 4 x that of 4 bands or more
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
 
@@ -46,6 +47,7 @@ def main(path, window, missing):
         chunks, columns = split_raster(raster, groups, window, processes)
         processes = min(processes, len(chunks))
         cache = set_cache(raster, groups[0], columns)
+        # What a process holds: GDAL's cache, and a piece of so many rows and its halo.
         row = min(columns, raster.width) * dtype.itemsize  # bytes
         rows = max(window, int(PIECE / row / max(1, len(groups[0]) / 4)))
         rows = min(rows, max(bottom - top for _, _, (top, bottom) in chunks))
@@ -71,11 +73,11 @@ def split_raster(raster, groups, window, processes):
     """Return chunks (bands, columns, rows), and how many columns GDAL has to keep."""
     # The rows are cut into even-sized parts. A process goes down a chunk, while GDAL
     # keeps a row of its blocks, so that it decompresses each once. Only if such a row is
-    # larger than CACHE are the columns cut, too, into strips of some two blocks or more,
+    # larger than CUT are the columns cut, too, into strips of some two blocks or more,
     # as blocks at a cut are read from both sides.
     tall, wide = find_part(raster)
     blocks = math.ceil(raster.width / wide)
-    fit = int(CACHE / count_bytes(raster, groups[0], tall, wide))
+    fit = int(CUT / count_bytes(raster, groups[0], tall, wide))
     strips = math.ceil(blocks / max(2, fit))
     # So many parts that each process has as many chunks.
     parts = processes // math.gcd(processes, strips * len(groups))
@@ -111,6 +113,7 @@ def blur_chunk(result, dtype, window, height, task):
     raster = open_raster()
     number, (bands, (left, right), (top, bottom)) = task
     halo = window // 2  # pixels around the chunk that its means need
+    # Beyond the raster, rows are read as NaN, and columns are NaN to average.
     first, last = max(0, left - halo), min(right + halo, raster.width)
     values = make_array(len(bands), height + 2 * halo, last - first, dtype)
     kept = make_array(len(bands), 2 * halo, last - first, dtype)  # for the next piece
@@ -268,11 +271,13 @@ def average(values, window, axis):
 def write_part(result, bands, top, left, means):
     """Write means (band, row, column) where their pixels lie in the result."""
     draft, starts, width = result
+    # Rows as wide as the result follow one another in it: 1 MB of them at a time.
+    step = max(1, 2**20 // (width * means.itemsize)) if means.shape[2] == width else 1
     with open(draft, "r+b") as file:
         for band, rows in zip(bands, means, strict=True):
-            for y, row in enumerate(rows, top):
-                file.seek(starts[band] + (y * width + left) * means.itemsize)
-                file.write(row)
+            for y in range(0, len(rows), step):
+                file.seek(starts[band] + ((top + y) * width + left) * means.itemsize)
+                file.write(np.ascontiguousarray(rows[y : y + step]))
 
 
 @contextlib.contextmanager
@@ -416,4 +421,4 @@ if __name__ == "__main__":
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
         reason = " ".join(str(error).split()).removeprefix(f"{options.raster}: ")
         say(f"{options.raster}: {reason or 'stopped, no result'}", file=sys.stderr)
-        os._exit(1)
+        os._exit(1)  # at once, as other threads may never end

@@ -167,11 +167,13 @@ def average(values, window, axis):
 def write_part(result, bands, top, left, means):
     """Write means (band, row, column) where their pixels lie in the result."""
     draft, starts, width = result
+    # Rows as wide as the result follow one another in it: 1 MB of them at a time.
+    step = max(1, 2**20 // (width * means.itemsize)) if means.shape[2] == width else 1
     with open(draft, "r+b") as file:
         for band, rows in zip(bands, means, strict=True):
-            for y, row in enumerate(rows, top):
-                file.seek(starts[band] + (y * width + left) * means.itemsize)
-                file.write(row)
+            for y in range(0, len(rows), step):
+                file.seek(starts[band] + ((top + y) * width + left) * means.itemsize)
+                file.write(np.ascontiguousarray(rows[y : y + step]))
 
 
 @contextlib.contextmanager
@@ -315,4 +317,4 @@ if __name__ == "__main__":
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
         reason = " ".join(str(error).split()).removeprefix(f"{options.raster}: ")
         say(f"{options.raster}: {reason or 'stopped, no result'}", file=sys.stderr)
-        os._exit(1)
+        os._exit(1)  # at once, as other threads may never end

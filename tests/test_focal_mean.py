@@ -72,6 +72,16 @@ def test_mean_is_that_of_gdals_kernel_filter(script, window, tmp_path):
     np.testing.assert_allclose(values[~frame], expected[~frame], rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2, 3000, 200), (1, 12, 300000)])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rows_are_written_where_they_belong(script, shape, tmp_path):
+    """As many at a time as 1 MB takes, or one that is larger."""
+    bands = rng.normal(300, 100, shape).astype(np.float32)
+    write_raster(tmp_path / "dem.tif", bands, interleave="pixel")
+    result = tmp_path / blur(script, "dem.tif", 3, cwd=tmp_path)
+    check(result, bands, np.ones(shape, bool), 3)
+
+
 # ---- one script against the other
 
 
@@ -89,8 +99,9 @@ def test_shared_code_is_the_same_text():
     shared = simple[simple.index("def choose_bands(") :]
     assert multi.endswith("\n\n\n" + shared)
     assert len(shared) > len(simple) * 0.7
-    (cache,) = re.findall("(?m)^CACHE = .*$", simple)
+    cache, stops = re.findall("(?m)^(?:CACHE|STOPS) = .*$", simple)
     assert f"\n{cache}\n" in multi
+    assert f"\n{stops}\n" in multi
 
 
 def test_scripts_import_nothing_but_the_three_packages():
