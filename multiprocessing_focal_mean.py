@@ -32,7 +32,7 @@ from scipy.ndimage import convolve1d
 CACHE = 48e6  # bytes of blocks that GDAL keeps, or a row of them that is larger
 STOPS = signal.SIGINT, signal.SIGTERM  # Ctrl-C and Slurm's end
 CUT = 64e6  # bytes of a row of blocks, above which the columns are cut, too
-PIECE = 8e6  # bytes of a band that are blurred at a time; 4 x that of 4 bands or more
+PIECE = 8e6  # bytes of a band that are blurred at a time, of all bands up to 4 x that
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
 
 
