@@ -32,7 +32,7 @@ from scipy.ndimage import convolve1d
 CACHE = 48e6  # bytes of blocks that GDAL keeps, or a row of them that is larger
 STOPS = signal.SIGINT, signal.SIGTERM  # Ctrl-C and Slurm's end
 CUT = 64e6  # bytes of a row of blocks, above which the columns are cut, too
-PIECE = 8e6  # bytes of a band that are blurred at a time, of all bands up to 4 x that
+PIECE = 8e6  # bytes of a band blurred at a time, of all up to 4 x that; or WINDOW rows
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
 
 
@@ -261,7 +261,7 @@ def split(start, stop, step):
 
 def average(values, window, axis):
     """Replace values (band, row, column) by means of window pixels along an axis."""
-    # Down, then across, makes a square. Beyond the array is NaN: so is a mean of it.
+    # Down, then across, makes a square. Pixels beyond the array count as NaN.
     # Another separable kernel stands here, in both scripts; then delete the results of
     # this one, as --missing knows only the window.
     weights = np.full(window, 1 / window)
@@ -347,7 +347,7 @@ def lay_out(draft, raster, bands, dtype, tags):
 def find_pixels(draft):
     """Return the byte in a result at which each band begins; OSError if not in order."""
     with rasterio.open(draft) as result:  # fails if the disk was full for its head
-        last = (result.height - 1) // 16  # strip, which is of 16 rows as the others
+        last = (result.height - 1) // 16  # strip; those before it are of 16 rows
         size = last * 16 * result.width * np.dtype(result.dtypes[0]).itemsize
         first, end = (
             [int(result.get_tag_item(key, "TIFF", i)) for i in result.indexes]

@@ -157,7 +157,7 @@ def split(start, stop, step):
 
 def average(values, window, axis):
     """Replace values (band, row, column) by means of window pixels along an axis."""
-    # Down, then across, makes a square. Beyond the array is NaN: so is a mean of it.
+    # Down, then across, makes a square. Pixels beyond the array count as NaN.
     # Another separable kernel stands here, in both scripts; then delete the results of
     # this one, as --missing knows only the window.
     weights = np.full(window, 1 / window)
@@ -243,7 +243,7 @@ def lay_out(draft, raster, bands, dtype, tags):
 def find_pixels(draft):
     """Return the byte in a result at which each band begins; OSError if not in order."""
     with rasterio.open(draft) as result:  # fails if the disk was full for its head
-        last = (result.height - 1) // 16  # strip, which is of 16 rows as the others
+        last = (result.height - 1) // 16  # strip; those before it are of 16 rows
         size = last * 16 * result.width * np.dtype(result.dtypes[0]).itemsize
         first, end = (
             [int(result.get_tag_item(key, "TIFF", i)) for i in result.indexes]
