@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ mount --bind "$0" /etc/hosts || exit 78
 [ ! -e "$1" ] || mount --bind /dev/null "$1" || exit 78
 exec "${@:2}"
 """
-# In folder $1: starts Slurm, runs a job, and stops it.
+# In folder $1: starts Slurm, runs a job, and stops it as the last line says.
 SESSION = """
 cd "$1" || exit
 bash "$2/start.sh" "$3" >started || exit $(($? == 77 ? 77 : 2))
@@ -29,7 +30,7 @@ for port in $(grep -o "Port=[0-9]*" slurm.conf); do
         ! : <>"/dev/tcp/$address/${port#*=}" || echo "$address" >>reached
     done
 done 2>/dev/null
-bash "$2/stop.sh" "${SLURM_CONF%/*}"
+eval "$(tail -n 1 started)"
 """
 
 
@@ -75,9 +76,11 @@ def test_whatever_the_hosts_file_says(tmp_path, address, missing):
         command = ["unshare", "--mount", "--map-root-user", *command]
         ids = f"--map-user={os.geteuid()}", f"--map-group={os.getegid()}"
         command += ["unshare", *ids]
-    command += ["bash", "-c", SESSION, "bash", place]
+    scripts = tmp_path / "my clone"
+    shutil.copytree(tools.ROOT / "tests/slurm", scripts)
+    command += ["bash", "-c", SESSION, "bash", place, scripts]
     done = subprocess.run(
-        [*command, tools.ROOT / "tests/slurm", sys.executable],
+        [*command, sys.executable],
         env=os.environ | {"TMPDIR": str(place), "PLACE": str(place)},
         capture_output=True,
         text=True,

@@ -72,4 +72,4 @@ echo "Slurm has started. Tell your terminal where, with these two lines:
 export SLURM_CONF=$SLURM_CONF
 export MODULEPATH=$folder/modules
 Then sbatch, squeue and the others work here. To stop Slurm and its jobs:
-bash $here/stop.sh $folder; unset SLURM_CONF MODULEPATH"
+bash $(printf %q "$here/stop.sh") $folder; unset SLURM_CONF MODULEPATH"
