@@ -271,8 +271,8 @@ def average(values, window, axis):
 def write_part(result, bands, top, left, means):
     """Write means (band, row, column) where their pixels lie in the result."""
     draft, starts, width = result
-    # Rows as wide as the result follow one another in it: 1 MB of them at a time.
-    step = max(1, 2**20 // (width * means.itemsize)) if means.shape[2] == width else 1
+    # Rows as wide as the result follow one another in it: some 2**18 pixels at a time.
+    step = 1 + 2**18 // width if means.shape[2] == width else 1
     with open(draft, "r+b") as file:
         for band, rows in zip(bands, means, strict=True):
             for y in range(0, len(rows), step):

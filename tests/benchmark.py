@@ -10,7 +10,7 @@ RASTER ...  only these of the table, such as plain.tif
 --rounds N  how often each program is timed; 3 unless given
 --beside FOLDER  the scripts in that folder are timed, too, in the same rounds
 
-With none of them but --rounds, it writes tests/benchmark.md, else it prints the table.
+tests/benchmark.md is what it prints without any of them.
 
 Whole processes are timed, from start to exit, with the raster in the page cache. Each
 round runs every program once, every other round backwards. Processor seconds include
@@ -290,7 +290,7 @@ def main(names, folders, rounds, quick):
     page = [
         "# Benchmark",
         "",
-        "Written by `python tests/benchmark.py`, on this machine:",
+        "Printed by `python tests/benchmark.py`, on this machine:",
     ]
     page += [describe_machine() + ".", "", PAGE]
     page += ["| Raster | Program | Window | Runs | Seconds | README's rule "]
@@ -301,7 +301,7 @@ def main(names, folders, rounds, quick):
         part = 8 if quick else 1
         shape = columns // part, rows // part, bands, profile
         page += measure(raster, shape, choose_cases(raster, folders, quick), rounds)
-    return "\n".join(page) + "\n"
+    return "\n".join(page)
 
 
 if __name__ == "__main__":
@@ -317,13 +317,7 @@ if __name__ == "__main__":
         sys.exit(PROGRAMS[options.run](raster, int(window)))
     folders = [ROOT, *filter(None, [options.beside])]
     rounds = options.rounds or (1 if options.quick else 3)
-    whole = options.rasters == list(RASTERS) and not options.quick and len(folders) == 1
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: parent of orphaned workers
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        page = main(options.rasters, folders, rounds, options.quick)
-    if whole:
-        with open(os.path.join(ROOT, "tests", "benchmark.md"), "w") as file:
-            file.write(page)
-    else:
-        print(page)
+        print(main(options.rasters, folders, rounds, options.quick))

@@ -75,7 +75,7 @@ def test_mean_is_that_of_gdals_kernel_filter(script, window, tmp_path):
 @pytest.mark.parametrize("shape", [(2, 3000, 200), (1, 12, 300000)])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_rows_are_written_where_they_belong(script, shape, tmp_path):
-    """As many at a time as 1 MB takes, or one that is larger."""
+    """Several at a time, and one that is longer than several are."""
     bands = rng.normal(300, 100, shape).astype(np.float32)
     write_raster(tmp_path / "dem.tif", bands, interleave="pixel")
     result = tmp_path / blur(script, "dem.tif", 3, cwd=tmp_path)
