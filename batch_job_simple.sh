@@ -6,20 +6,12 @@
 #SBATCH --time=00:00:05          # hours:minutes:seconds; Slurm rounds up to a minute
 #SBATCH --ntasks=1               # one program is started,
 #SBATCH --cpus-per-task=1        # which runs on so many CPUs of one node
-#SBATCH --mem-per-cpu=300        # MB for each of these CPUs
+#SBATCH --mem-per-cpu=500        # MB for each of these CPUs
 
 # sbatch batch_job_simple.sh [RASTER [WINDOW]]
 
-if [ ! -e simple_focal_mean.py ]; then # a job runs where you submit it
-    echo "No simple_focal_mean.py in $PWD. Type there:" \
-        "ln -s /path/to/clone/{.venv,*.py,*.sh} ." >&2
-    exit 1
-fi
-# Python with rasterio: .venv in that folder, else a module: module avail lists yours.
-source .venv/bin/activate 2>/dev/null || module load geo-env 2>/dev/null || {
-    echo "No Python with rasterio: make .venv as README says, or load a module here" >&2
-    exit 1
-}
-# In the place of this shell, so that Python is told when Slurm ends the job. No srun:
-# from Slurm 22.05 on it would give several processes one CPU.
+# Python with rasterio: .venv as README makes it, else a module: change geo-env to yours.
+source .venv/bin/activate 2>/dev/null || module load geo-env
+# In the place of this shell (exec), so that Python is told when Slurm ends the job. No
+# srun: from Slurm 22.05 on it would give several processes one CPU.
 exec python simple_focal_mean.py "${1:-tests/data/jacksboro_nw.tif}" "${@:2}"
