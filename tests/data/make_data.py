@@ -27,25 +27,13 @@ north, south = slice(0, ROW), slice(ROW, elevation.shape[0])
 west, east = slice(0, COLUMN), slice(COLUMN, elevation.shape[1])
 sheets = {"nw": (north, west), "ne": (north, east), "sw": (south, west)}
 sheets["se"] = (south, east)
+profile = {"crs": "EPSG:4326", "nodata": -32768, "compress": "deflate", "count": 1}
 for sheet, (rows, columns) in sheets.items():
     pixels = elevation[rows, columns]
-    with rasterio.open(
-        folder / f"jacksboro_{sheet}.tif",
-        "w",
-        driver="GTiff",
-        height=pixels.shape[0],
-        width=pixels.shape[1],
-        count=1,
-        dtype=pixels.dtype,
-        crs="EPSG:4326",
-        transform=whole * whole.translation(columns.start, rows.start),
-        nodata=-32768,
-        compress="deflate",
-    ) as raster:
+    profile |= dict(zip(("height", "width"), pixels.shape), dtype=pixels.dtype)
+    profile["transform"] = whole * whole.translation(columns.start, rows.start)
+    with rasterio.open(folder / f"jacksboro_{sheet}.tif", "w", **profile) as raster:
         raster.write(pixels, 1)
         raster.units = ("metre",)
-subprocess.run(
-    ["gdalbuildvrt", "-q", "jacksboro.vrt", *[f"jacksboro_{s}.tif" for s in sheets]],
-    cwd=folder,
-    check=True,
-)
+names = [f"jacksboro_{sheet}.tif" for sheet in sheets]
+subprocess.run(["gdalbuildvrt", "-q", "jacksboro.vrt", *names], cwd=folder, check=True)
