@@ -42,7 +42,7 @@ import scipy
 from scipy import ndimage
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-os.environ["GDAL_CACHEMAX"] = "48"  # MB, for the copy as for the scripts
+os.environ["GDAL_CACHEMAX"] = "48"  # MB, for the copy; the scripts set their own
 CPUS = len(os.sched_getaffinity(0))
 ROWS = 512  # at a time
 PAGE = """\

@@ -1,5 +1,6 @@
 """What several files of tests share: a Slurm cluster, fast runs, rasters."""
 
+import itertools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +19,22 @@ import tools
 FOLDER = tools.ROOT / "tests" / "slurm"
 
 # Runs a script for each case that it is sent, each time in a new process but without
-# the half second that the imports take; answers with the exit code.
+# the half second that the imports take, and answers with its number. Sent that number,
+# it waits for the process; answers with the exit code and the processor seconds.
 DRIVER = """
 import ctypes, json, os, signal, sys
 import rasterio, scipy.ndimage
 
 for line in sys.stdin:
     case = json.loads(line)
-    child = os.fork()
-    if not child:
+    if isinstance(case, int):
+        _, status, taken = os.wait4(case, 0)
+        seconds = taken.ru_utime + taken.ru_stime
+        print(json.dumps([os.waitstatus_to_exitcode(status), seconds]), flush=True)
+        continue
+    if os.fork() == 0:
+        os.setsid()
+        print(os.getpid(), flush=True)
         for number in (1, 2):
             os.dup2(os.open(case["outputs"][number - 1], os.O_WRONLY), number)
         folder = case["folder"]
@@ -36,14 +45,14 @@ for line in sys.stdin:
                 assert ctypes.CDLL(None).setns(namespace, 0) == 0
         os.chdir(folder)
         os.environ |= case["environment"]
-        code = open(sys.argv[1]).read()
+        code = open(case["arguments"][0]).read()
         for old, new in case["changes"].items():
             code = code.replace(old, new)
-        sys.argv[1:] = case["arguments"]
+        sys.argv = case["arguments"]
         signal.alarm(case["limit"])
+        exec(case["hook"], {})
         exec(code)
         break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -78,57 +87,104 @@ def cluster():
 
 
 @pytest.fixture(scope="session")
-def run_fast(tmp_path_factory):
-    """Return a function that runs a script, without the time that its start takes."""
+def start_fast(tmp_path_factory):
+    """Return a function that starts a script, without the time that its start takes.
+
+    It gives the number of the process and a function that waits until that has ended.
+    """
     outputs = tmp_path_factory.mktemp("outputs")
-    drivers = {
-        script: subprocess.Popen(
-            [sys.executable, "-c", DRIVER, script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"SLURM_CPUS_PER_TASK": "2"},
-        )
-        for script in tools.SCRIPTS
-    }
+    numbers, lock = itertools.count(), threading.Lock()
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"SLURM_CPUS_PER_TASK": "2"},
+    )
 
-    def run_case(script, *arguments, cwd, changes=None, **environment):
-        changes = changes or {}  # of the script's text
-        assert all(text in tools.MULTI.read_text() for text in changes)
-        driver = drivers[script]
-        texts = [outputs / f"{script.stem}.{number}" for number in (1, 2)]
+    def ask(message):
+        with lock:
+            driver.stdin.write(json.dumps(message) + "\n")
+            driver.stdin.flush()
+            return json.loads(driver.stdout.readline())
+
+    def start(*command, cwd, hook="", changes=None, **environment):
+        case = {"arguments": list(map(str, command)), "folder": str(cwd)}
+        case |= {"environment": environment, "limit": tools.LIMIT}
+        case |= {"hook": hook, "changes": changes or {}}  # before, and of its text
+        assert all(text in tools.MULTI.read_text() for text in case["changes"])
+        number = next(numbers)
+        texts = [outputs / f"{number}.{name}" for name in ("out", "err")]
         for text in texts:
-            text.write_text("")
-        case = {
-            "arguments": list(map(str, arguments)),
-            "outputs": list(map(str, texts)),
-            "folder": str(cwd),
-            "environment": environment,
-            "changes": changes,
-            "limit": tools.LIMIT,
-        }
-        driver.stdin.write(json.dumps(case) + "\n")
-        driver.stdin.flush()
-        code = int(driver.stdout.readline())
-        stdout, stderr = (text.read_text() for text in texts)
-        return subprocess.CompletedProcess(case, code, stdout, stderr)
+            text.touch()
+        pid = ask(case | {"outputs": list(map(str, texts))})
 
-    yield run_case
-    for driver in drivers.values():
-        driver.communicate()
+        def wait():
+            code, seconds = ask(pid)
+            written = [text.read_text() for text in texts]
+            done = subprocess.CompletedProcess(case, code, *written)
+            done.seconds = seconds  # of the processors
+            return done
+
+        return pid, wait
+
+    yield start
+    driver.communicate()
+
+
+@pytest.fixture(scope="session")
+def run_fast(start_fast):
+    """Return a function that runs a script, without the time that its start takes."""
+
+    return lambda *command, **options: start_fast(*command, **options)[1]()
 
 
 @pytest.fixture
 def run_both(run_fast, tmp_path):
     """Return a function that runs the scripts, each in a folder of its own."""
 
-    def run_two(*arguments):
+    def run_two(*arguments, **settings):
         for script in tools.SCRIPTS:
             cwd = tmp_path / script.stem
             cwd.mkdir(exist_ok=True)
-            yield cwd, run_fast(script, *arguments, cwd=cwd)
+            yield cwd, run_fast(script, *arguments, cwd=cwd, **settings)
 
     return run_two
+
+
+@pytest.fixture
+def blurred(run_both):
+    """Return a function that blurs with both scripts, and returns their one result."""
+
+    def blur_twice(raster, window=5, **settings):
+        results = []
+        for cwd, done in run_both(raster, window, **settings):
+            tools.check_silent(done)
+            results.append(cwd / done.stdout.splitlines()[-1].split(": ")[0])
+        simple, multi = results
+        assert simple.read_bytes() == multi.read_bytes(), (raster, window, settings)
+        return simple
+
+    return blur_twice
+
+
+@pytest.fixture
+def dem(tmp_path):
+    """Return a function that writes an array as dem.tif, as a profile says."""
+
+    def write(bands, **profile):
+        return tools.write_raster(tmp_path / "dem.tif", bands, **profile)
+
+    return write
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Make the folders in which run_both runs the scripts; return them."""
+    paths = [tmp_path / script.stem for script in tools.SCRIPTS]
+    for path in paths:
+        (path / "smooth").mkdir(parents=True)
+    return paths
 
 
 @pytest.fixture(scope="session")

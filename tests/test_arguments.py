@@ -1,12 +1,20 @@
-"""A wrong call says what is wrong; a name is a name, whatever characters it has."""
+"""How the scripts are called, the form of their code, and the sample data."""
 
 import ast
-import shutil
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
-from tools import NAMES, SCRIPTS, check_silent, files
+import rasterio
+from tools import ROOT, SCRIPTS, check_silent, files, need
 
-DOCSTRINGS = [ast.get_docstring(ast.parse(script.read_text())) for script in SCRIPTS]
+TEXTS = [script.read_text() for script in SCRIPTS]
+TREES = [ast.parse(text) for text in TEXTS]
+DOCSTRINGS = [ast.get_docstring(tree) for tree in TREES]
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
@@ -18,26 +26,16 @@ def test_help_tells_how_to_call_the_script(run_both, option):
         assert files(cwd) == []
 
 
-@pytest.mark.parametrize(
-    "arguments, problem",
-    [
-        ([], "raster"),
-        (["3", "much"], "much"),
-        (["--much"], "--much"),
-        (["4"], "odd number"),
-        (["0"], "odd number"),
-        (["-3"], "odd number"),
-        (["3.0"], "3.0"),
-        (["1e1"], "1e1"),
-        (["²"], "²"),
-        ([""], "window"),
-        (["many"], "many"),
-    ],
-)
-def test_wrong_call_is_explained(tmp_path, run_both, arguments, problem):
+NUMBERS = [(["x.tif", number], "odd number") for number in ("4", "0", "-3")]
+WORDS = [(["x.tif", word], word) for word in ("3.0", "1e1", "²", "many")]
+OTHERS = [([], "raster"), (["x.tif", ""], "window"), (["x.tif", "3", "much"], "much")]
+OTHERS += [(["x.tif", "--much"], "--much")]
+
+
+@pytest.mark.parametrize("arguments, problem", NUMBERS + WORDS + OTHERS)
+def test_wrong_call_is_explained(run_both, arguments, problem):
     """The raster is missing: to open it first would fail with 1."""
-    raster = [tmp_path / "missing.tif"] if arguments else []
-    for text, (cwd, done) in zip(DOCSTRINGS, run_both(*raster, *arguments)):
+    for text, (cwd, done) in zip(DOCSTRINGS, run_both(*arguments)):
         assert done.returncode == 2, done
         assert text in done.stderr
         assert problem in done.stderr.splitlines()[-1]
@@ -45,11 +43,62 @@ def test_wrong_call_is_explained(tmp_path, run_both, arguments, problem):
         assert (done.stdout, files(cwd)) == ("", [])
 
 
-@pytest.mark.parametrize("name", NAMES[:-1])
-def test_no_name_is_refused_or_executed(tmp_path, run_both, small, name):
-    for script in SCRIPTS:
-        (tmp_path / script.stem).mkdir()
-        shutil.copy(small, tmp_path / script.stem / name)
-    for cwd, done in run_both(*["--"] * name.startswith("-"), name):
-        check_silent(done)
-        assert files(cwd) == sorted([name, "smooth", f"smooth/{name}"])
+def test_shared_code_is_the_same_text():
+    """All of the simple script but its docstring, its imports and main."""
+    simple, multi = TEXTS
+    shared = simple[simple.index("def split_rows(") :]
+    assert multi.endswith("\n\n\n" + shared)
+    assert len(shared) > len(simple) * 0.7
+
+
+@pytest.mark.parametrize("script, lines, most", [(0, 215, 13), (1, 270, 17)])
+def test_scripts_are_short_and_read_downwards(script, lines, most):
+    """From main on, no function uses one that stands above it."""
+    assert TEXTS[script].count("\n") <= lines
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    assert sum(isinstance(node, kinds) for node in ast.walk(TREES[script])) <= most
+    functions = [node for node in TREES[script].body if isinstance(node, kinds)]
+    assert functions[0].name == "main"
+    above = set()
+    for function in functions:
+        names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+        assert not names & above, (SCRIPTS[script].name, function.name)
+        above.add(function.name)
+
+
+def test_scripts_import_nothing_but_the_three_packages():
+    allowed = sys.stdlib_module_names | {"rasterio", "numpy", "scipy"}
+    for text in TEXTS:
+        lines = re.findall(r"(?m)^\s*(?:import|from) (\w+)", text)
+        assert len(lines) > 10
+        assert set(lines) <= allowed
+
+
+SHELL = ["shellcheck --exclude=SC1091 *.sh tests/run.sh .ci/run"]
+SHELL += ["shellcheck tests/slurm/*.sh", "codespell --skip ./.git,./.venv*,./smooth ."]
+
+
+@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", *SHELL])
+def test_form(command):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    need(command.split()[0], path=path)
+    command = f"cd '{ROOT}' && PATH='{path}' {command} 2>&1"
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=False)
+    assert done.returncode == 0, done.stdout.decode()
+
+
+def test_sample_data_can_be_made_again(tmp_path):
+    need("gdalbuildvrt")
+    command = [sys.executable, ROOT / "tests/data/make_data.py", tmp_path]
+    subprocess.run(command, check=True)
+    names = ["jacksboro.vrt", *(f"jacksboro_{s}.tif" for s in ("ne", "nw", "se", "sw"))]
+    assert files(tmp_path) == names
+    sheets = (ROOT / "mapsheets.txt").read_text().split()
+    assert sorted(sheets) == [f"tests/data/{name}" for name in names[1:]]
+    for name in names:
+        with (
+            rasterio.open(tmp_path / name) as new,
+            rasterio.open(ROOT / "tests/data" / name) as kept,
+        ):
+            assert new.profile == kept.profile, name
+            np.testing.assert_array_equal(new.read(), kept.read(), name)

@@ -6,268 +6,134 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from tools import (
-    LIMIT,
-    NAMES,
-    ROOT,
-    SIMPLE,
-    check_silent,
-    files,
-    need,
-    write_raster,
-)
+from tools import LIMIT, NAMES, ROOT, SIMPLE, files, need
+
+# In place of Python, where only what it is given matters: it says that, or fails.
+STAND_IN = """python() {
+    printf "<%s>" "$@"; echo
+    [ "$3" != bad.tif ] || { echo "bad.tif: no result" >&2; return 1; }
+}"""
+LIST = "-it's a $(touch executed) list.txt"
+NONE = f"{LIST}, line %d: no raster there, use --array=1-3\n"
 
 
 @pytest.fixture
-def job(tmp_path):
-    """Return a function that starts array_job.sh for a line, and its current folder."""
-    folder = tmp_path / "job"
-    (folder / ".venv" / "bin").mkdir(parents=True)
-    for name in ("array_job.sh", SIMPLE.name):
-        shutil.copy(ROOT / name, folder)
-    python = Path(sys.executable).parent
-    (folder / ".venv/bin/activate").write_text(f'PATH="{python}:$PATH"\n')
+def start(tmp_path, monkeypatch):
+    """Return a function that starts array_job.sh for a task, in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    Path(".venv/bin").mkdir(parents=True)
+    Path(".venv/bin/activate").write_text(STAND_IN)
 
-    def run_job(line, *arguments, step=1, **more):
-        task = {"ID": line, "STEP": step} | more
-        task = {f"SLURM_ARRAY_TASK_{name}": str(task[name]) for name in task}
+    def start_task(*arguments, **task):
+        variables = {f"SLURM_ARRAY_TASK_{name}": str(task[name]) for name in task}
         return subprocess.run(
-            ["bash", "array_job.sh", *map(str, arguments)],
-            cwd=folder,
-            env=os.environ | task,
+            ["bash", ROOT / "array_job.sh", *arguments],
+            env=os.environ | variables,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",
             timeout=LIMIT,
             check=False,
         )
 
-    return run_job, folder
+    return start_task
 
 
-def test_no_name_in_a_list_is_refused_or_executed(job, small):
-    run_job, folder = job
-    (folder / "mapsheets.txt").write_text("\n".join(NAMES))
-    for name in NAMES:
-        shutil.copy(small, folder / name)
-    before = files(folder)
-    done = run_job(1, step=100)
-    check_silent(done)
-    results = {str(Path(name).with_suffix(".tif")) for name in NAMES}
-    assert set(files(folder)) - set(before) == {
-        "smooth",
-        *(f"smooth/{name}" for name in results),
-    }
+def given(*names, window=""):
+    """Return what the stand-in for Python prints for these rasters."""
+    return "".join(f"<simple_focal_mean.py><--><{name}>{window}\n" for name in names)
 
 
-def test_no_name_of_a_list_is_refused_or_executed(job, small):
-    run_job, folder = job
-    for name in ("it's a $(touch executed) list.txt", "-list.txt"):
-        (folder / name).write_text(f"{small}\n")
-        done = run_job(1, name, 3)
-        check_silent(done)
-        assert "window 3 x 3" in done.stdout
-    assert not (folder / "executed").exists()
+def test_no_name_in_a_list_is_refused_or_executed(start, small):
+    """The script itself gets them, and one more, whose result would replace another."""
+    Path(".venv/bin/activate").write_text(f'PATH="{Path(sys.executable).parent}:$PATH"')
+    Path("other").mkdir()
+    twin = f"other/{NAMES[2]}"
+    for name in (*NAMES, twin):
+        shutil.copy(small, name)
+    shutil.copy(SIMPLE, ".")
+    Path("mapsheets.txt").write_text("\n".join([*NAMES, twin]))
+    before = files(".")
+    done = start(ID=1, STEP=100)
+    (message,) = done.stderr.splitlines()
+    assert done.returncode == 1 and message.startswith(f"{twin}: it would overwrite")
+    assert len(done.stdout.splitlines()) == len(NAMES), done
+    results = {f"smooth/{Path(name).with_suffix('.tif')}" for name in NAMES}
+    assert set(files(".")) - set(before) == {"smooth", *results}
 
 
 @pytest.mark.parametrize(
-    "text, line",
+    ("text", "first", "step", "names", "errors"),
     [
-        ("other.tif\n{small}\n\n\n", 2),
-        ("other.tif\n{small}\n  \n\t\n", 2),
-        ("other.tif\r\n{small}\r\n\r\n", 2),
-        ("other.tif\n{small}", 2),
-        (
-            "".join(f"folder/{number}.tif\n" for number in range(9999)) + "{small}",
-            10000,
-        ),
+        ("a.tif\nb.tif\nc.tif", 2, 2, ["b.tif", "c.tif"], ""),
+        ("a.tif\nb.tif\n  \n\t\n", 2, 7, ["b.tif"], ""),
+        ("a.tif\r\nb.tif\r\n\r\n", 2, 7, ["b.tif"], ""),
+        ("\ufeffa.tif\r\nb.tif\r\n", 1, 2, ["a.tif", "b.tif"], ""),
+        ("a.tif\nj\udce4rvi.tif\n", 1, 2, ["a.tif", "j\udce4rvi.tif"], ""),  # Latin 1
+        ("no.tif\n" * 9999 + "b.tif", 10000, 7, ["b.tif"], ""),
+        ("bad.tif\nb.tif\n", 1, 2, ["bad.tif", "b.tif"], "bad.tif: no result\n"),
+        ("a.tif\n\nc.tif", 1, 3, ["a.tif", "c.tif"], f"{LIST}, line 2: empty\n"),
+        ("a.tif\n\nc.tif\n\n", 2, 1, [], f"{LIST}, line 2: empty\n"),
+        ("a.tif\n\nc.tif\n\n", 0, 1, [], NONE % 0),
+        ("a.tif\n\nc.tif\n\n", 4, 1, [], NONE % 4),
+        ("a.tif\n\nc.tif\n\n", 5, 1, [], NONE % 5),
     ],
 )
-def test_last_line_of_a_list_is_blurred(job, small, text, line):
-    run_job, folder = job
-    (folder / "mapsheets.txt").write_text(text.format(small=small), newline="")
-    done = run_job(line, step=7)
-    check_silent(done)
-    assert files(folder / "smooth") == ["small.tif"]
+def test_lines_of_a_task(start, text, first, step, names, errors):
+    Path(LIST).write_bytes(text.encode(errors="surrogateescape"))
+    done = start(LIST, "3", ID=first, STEP=step)
+    assert (done.stdout, done.stderr) == (given(*names, window="<3>"), errors)
+    assert done.returncode == (errors != "")
+    assert files(".") == sorted([LIST, ".venv", ".venv/bin", ".venv/bin/activate"])
 
 
-@pytest.mark.parametrize(
-    "line, message",
-    [("b.tif", "b.tif: "), ("", "mapsheets.txt, line 2: empty")],
-)
-def test_rasters_after_one_that_fails_are_blurred(job, small, line, message):
-    run_job, folder = job
-    (folder / "mapsheets.txt").write_text(f"a.tif\n{line}\nc.tif\n")
-    for name in ("a.tif", "c.tif"):
-        shutil.copy(small, folder / name)
-    done = run_job(1, step=10)
-    assert done.returncode != 0
-    assert done.stderr.splitlines()[-1].startswith(message)
-    assert files(folder / "smooth") == ["a.tif", "c.tif"]
-
-
-@pytest.mark.parametrize("line", [0, 2, 4, 5])
-def test_line_without_a_raster_is_named(job, small, line):
-    run_job, folder = job
-    (folder / "list.txt").write_text(f"{small}\n\nother.tif\n\n")
-    done = run_job(line, "list.txt")
-    assert done.returncode != 0
-    (message,) = done.stderr.splitlines()
-    assert message.startswith(f"list.txt, line {line}: ")
-    assert not (folder / "smooth").exists()
-
-
-@pytest.mark.parametrize("twin", ["{folder}/other/small.tif", "small.vrt\r"])
-def test_two_rasters_do_not_overwrite_each_others_result(job, small, twin):
-    run_job, folder = job
-    twin = twin.format(folder=folder)
-    (folder / "other").mkdir()
-    shutil.copy(small, folder / twin.strip())
-    (folder / "mapsheets.txt").write_text(f"{small}\n{twin}\n", newline="")
-    check_silent(run_job(1))
-    before = (folder / "smooth/small.tif").read_bytes()
-    done = run_job(2)
-    assert (done.returncode, done.stdout) == (1, "")
-    (message,) = done.stderr.splitlines()
-    assert message.startswith(
-        f"{twin.strip()}: its result would overwrite smooth/small"
-    )
-    assert (folder / "smooth/small.tif").read_bytes() == before
+def test_no_raster_follows_when_slurm_ends_the_job(start):
+    """The shell is told at once, but lets Python clean up."""
+    Path(".venv/bin/activate").write_text('python() { sh -c "kill $$; echo $3"; }')
+    Path(LIST).write_text("a.tif\nb.tif\n")
+    done = start(LIST, ID=1, STEP=2)
+    assert (done.returncode, done.stdout) == (143, "a.tif\n"), done
 
 
 @pytest.mark.parametrize(
     "name",
-    ["a.tif", "b.nc", "c.png", "d.vrt", "my maps", "none.txt", "", "utf16"],
+    ["a.tif", "b.nc", "c.png", "d.vrt", "my maps", "none.txt", "blank.txt", "utf16"],
 )
-def test_what_is_no_list_is_refused_in_a_line(job, small, name):
+def test_what_is_no_list_is_refused_in_a_line(start, small, name):
     need("gdal_translate")
-    run_job, folder = job
-    path = folder / (name or "blank.txt")
-    if path.suffix in (".tif", ".nc", ".png", ".vrt"):
-        options = ["-ot", "Byte", "-of", "VRT"] if name == "d.vrt" else ["-ot", "Byte"]
-        subprocess.run(["gdal_translate", "-q", *options, small, path], check=True)
+    path = Path(name)
+    if name in ("a.tif", "b.nc", "c.png", "d.vrt"):
+        write = ["gdal_translate", "-q", "-ot", "Byte", small, name]
+        subprocess.run(write, check=True)
     elif name == "my maps":
         path.mkdir()
-    elif name != "none.txt":
-        path.write_text("a.tif\n" if name else " \n\n", "utf-16" if name else None)
+    elif name == "blank.txt":
+        path.write_text(" \n\n")
+    elif name == "utf16":
+        path.write_text("a.tif\n", "utf-16")
     for line in (1, 2):
-        done = run_job(line, path.name, MAX=2)
+        done = start(name, ID=line, MAX=2)
         assert (done.returncode, done.stdout) == (1, "")
-        (message,) = done.stderr.splitlines()
-        assert message.startswith(f"{path.name}: ") and "list" in message
-        assert len(message) < 100
-    assert not (folder / "smooth").exists()
-
-
-def test_marks_of_windows_are_no_part_of_a_name(job, small):
-    run_job, folder = job
-    (folder / "list.txt").write_text(f"{small}\r\n", "utf-8-sig", newline="")
-    check_silent(run_job(1, "list.txt"))
-    assert files(folder / "smooth") == ["small.tif"]
-
-
-def test_names_in_latin_1_do_not_hinder_others(job, small, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as in most languages
-    run_job, folder = job
-    (folder / "list.txt").write_bytes(b"%b\nj\xe4rvi.tif\n" % os.fsencode(small))
-    check_silent(run_job(1, "list.txt"))
-    assert files(folder / "smooth") == ["small.tif"]
+        assert done.stderr == (
+            f"{name}: no such list, which is a text with a raster's path in each line\n"
+        )
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "step", "left", "option"),
+    ("first", "last", "step", "left"),
     [
-        (1, 9, 1, None, None),
-        (1, 12, 1, None, None),
-        (1, 7, 3, None, None),
-        (0, 9, 1, None, None),
-        (1, 2, 1, "3-9", "3-9:1"),
-        (3, 4, 1, "5-9", "5-9:1"),
-        (11, 12, 1, None, None),
-        (1, 4, 3, "7-9", "7-9:3"),
-        (1, 1, 1, "2-9", "2-9:1"),
+        (9, 9, 1, None),
+        (7, 7, 3, None),
+        (1, 2, 1, None),
+        (2, 2, 1, "3-9"),
+        (4, 4, 3, "7-9"),
+        (8, 8, 1, "9-9"),
     ],
 )
-def test_last_task_tells_which_lines_are_left(job, first, last, step, left, option):
-    run_job, folder = job
-    (folder / "list.txt").write_text("".join(f"{i}.tif\n" for i in range(1, 10)))
-    limits = {"MAX": last, "step": step}
-    text = f"list.txt: no task does lines {left}: sbatch --array={option} ...\n"
-    assert run_job(last, "list.txt", **limits).stdout == (text if left else "")
-    if left == "3-9":
-        assert run_job(first, "list.txt", **limits).stdout == ""
-
-
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-def test_missing_skips_what_has_a_result(job, small):
-    run_job, folder = job
-    names = [*NAMES, " in front.tif", f"{folder}/absolute.tif", "late.tif"]
-    (folder / "mapsheets.txt").write_text("\n".join(names))
-    for name in names[:-1]:
-        shutil.copy(small, folder / name)
-    write_raster(folder / names[0], np.ones((1, 20, 20)), transform=None)  # nowhere
-    done = run_job(1, "mapsheets.txt", "--missing", step=100)
-    assert (done.returncode, done.stderr.splitlines()[-1][:9]) == (1, "late.tif:")
-    assert "skipped" not in done.stdout
-    shutil.copy(small, folder / "late.tif")
-    skipped = "{}: skipped, as its result is there".format
-    for arguments in (["--missing"], [15, "--missing"]):
-        done = run_job(1, "mapsheets.txt", *arguments, step=100)
-        check_silent(done)
-        lines = done.stdout.splitlines()
-        paths = [f"./{name}" if name[0] == "-" else name for name in names]
-        assert lines[:-1] == [skipped(path) for path in paths[:-1]]
-        last = skipped("late.tif") if 15 in arguments else "smooth/late.tif: "
-        assert lines[-1].startswith(last)
-
-
-def make_newer(path):
-    """Give a file an age that no result can have yet."""
-    os.utime(path, (2**32, 2**32))
-
-
-def test_missing_runs_again_what_has_changed(job, small):
-    need("gdalbuildvrt", "gdal_translate")
-    run_job, folder = job
-    write = ["gdal_translate", "-q", "-of"]
-    subprocess.run([*write, "netCDF", small, folder / "x.nc"], check=True)
-    for name in ("a.tif", "b.tif", "c.tif"):
-        shutil.copy(small, folder / name)
-    mosaic = ["gdalbuildvrt", "-q", "d.vrt", "c.tif"]
-    subprocess.run(mosaic, cwd=folder, check=True)
-    names = ["a.tif", "b.tif", "netcdf:x.nc:Band1", "d.vrt"]
-    (folder / "list.txt").write_text("\n".join(names))
-    check_silent(run_job(1, "list.txt", 3, step=4))
-
-    def run_again(*arguments):
-        """Return the names that are not skipped."""
-        done = run_job(1, *arguments, "--missing", step=4)
-        check_silent(done)
-        lines = done.stdout.splitlines()
-        assert len(lines) == len(names)
-        return [name for name, line in zip(names, lines) if line.startswith("smooth/")]
-
-    assert run_again("list.txt", 3) == []
-    assert run_again("list.txt", 5) == names
-    assert run_again("list.txt") == names
-    assert run_again("list.txt") == []
-    (folder / "smooth/a.tif").unlink()
-    make_newer(folder / "b.tif")
-    assert run_again("list.txt") == names[:2]
-    make_newer(folder / "x.nc")
-    assert run_again("list.txt") == names[1:3]
-    make_newer(folder / "c.tif")
-    assert run_again("list.txt") == names[1:]
-
-
-def test_missing_skips_no_sheet_for_a_result_of_another(job, small):
-    run_job, folder = job
-    for name in ("north", "south"):
-        (folder / name).mkdir()
-        shutil.copy(small, folder / name / "a.tif")
-        (folder / f"{name}.txt").write_text(f"{name}/a.tif\n")
-    check_silent(run_job(1, "north.txt"))
-    assert "skipped" not in run_job(1, "south.txt", "--missing").stdout
-    (folder / "smooth/a.tif").write_text("")
-    assert "skipped" not in run_job(1, "north.txt", "--missing").stdout
+def test_last_task_tells_which_lines_are_left(start, first, last, step, left):
+    Path(LIST).write_text("".join(f"{line}.tif\n" for line in range(1, 10)))
+    done = start(LIST, ID=first, MAX=last, STEP=step)
+    text = f"{LIST}: no task does lines {left}: sbatch --array={left}:{step}\n"
+    names = [f"{line}.tif" for line in range(first, min(first + step, 10))]
+    assert done.stdout == (text if left else "") + given(*names)

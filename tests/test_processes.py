@@ -1,36 +1,20 @@
 """No run hangs, leaves processes or half a result, whoever ends it or its workers."""
 
+import contextlib
 import os
-import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tools import (
-    MULTI,
-    SCRIPTS,
-    SIMPLE,
-    check_failed,
-    check_silent,
-    damage_end,
-    end,
-    files,
-    read,
-    run,
-    run_as_nobody,
-    started,
-    wait_until,
-    write_raster,
-    write_zeros,
-)
+import tools
+from tools import MULTI, SCRIPTS, check_silent, files, find_members, wait_until
 
-# Python runs this as it starts. At a place in the script, it waits until it may go on.
+# This runs before a script. At a place in the script, it waits until it may go on.
 PAUSE = """
-import builtins, multiprocessing.pool, os, pathlib, shutil, time
-import rasterio.io, scipy.ndimage
+import builtins, multiprocessing.pool, os, pathlib, tempfile, time
+import rasterio.io
 
 gate = pathlib.Path({gate!r})
 original = {place}
@@ -44,64 +28,70 @@ def pause(*arguments, **keywords):
 
 {place} = pause
 """
-# In a worker: the first thing it does, and the reading of a chunk's rows.
+# Where to pause, in the order of time. Workers open the raster and the draft, too.
+WORKER = "multiprocessing.pool.worker"
 OPEN = "rasterio.open"
-READ = "rasterio.io.DatasetReader.read"
-IN_WORKER = "multiprocessing.parent_process()"
-# Opening the result: to reserve its space, then to write a part of it.
-WRITE = "builtins.open"
-RESULT = '"r+b" in arguments'
-# In the parent, in the order of time.
 CREATE = "rasterio.io.DatasetWriter.update_tags"
 LAID_OUT = "rasterio.io.DatasetWriter.__exit__"
-END_OF_POOL = "multiprocessing.pool.Pool.close"
+READ = "rasterio.io.DatasetReader.read"
+WRITE = "builtins.open"
 RENAME = "pathlib.Path.replace"
-CLEAN = "shutil.rmtree"
-# Which call of READ: in the middle of the sheet, and its end.
-MIDDLE = '1500 < keywords["window"][0][0] < 1700'
-END = 'keywords["window"][0][1] == 3200'
+CLEAN = "tempfile.TemporaryDirectory.cleanup"
+END_OF_POOL = "multiprocessing.pool.Pool.close"
+# Which call of it: in a worker, of the draft, in the middle of the raster or its end.
+IN_WORKER = "multiprocessing.parent_process()"
+DRAFT = '"r+b" in arguments'
+MIDDLE = '50 < keywords["window"][0][0] < 150'
+END = 'keywords["window"][0][1] == 200'
+# So small pieces that each of two processes blurs some of a small raster.
+PIECES = {"16e6 / ": "1e4 / "}
 
 
-def make_pause(folder, place, when="True"):
-    """Return the gate, a folder that will tell who waits, and what to start with."""
-    gate = folder / "gate"
-    gate.mkdir(parents=True)
-    hook = folder / "hook"
-    hook.mkdir()
-    code = PAUSE.format(gate=str(gate), place=place, when=when)
-    (hook / "sitecustomize.py").write_text(code)
-    return gate, {"PYTHONPATH": str(hook)}
+@pytest.fixture
+def paused(start_fast):
+    """Return a context manager that starts a script and waits until it pauses or ends."""
+
+    @contextlib.contextmanager
+    def start(folder, script, raster, place, when="True", more="", **environment):
+        gate, cwd = folder / "gate", folder / "run"
+        gate.mkdir(parents=True)
+        cwd.mkdir()
+        hook = PAUSE.format(gate=str(gate), place=place, when=when) + more
+        case = {"cwd": cwd, "hook": hook, "changes": PIECES}
+        pid, wait = start_fast(script, raster, **case, **environment)
+
+        def end():
+            wait_until(lambda: not find_members(pid))  # with its workers
+            return wait()
+
+        try:
+            wait_until(lambda: files(gate) or not find_members(pid))
+            yield pid, gate, end
+        finally:
+            for member in find_members(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member, signal.SIGKILL)
+
+    return start
 
 
-def find_workers(process):
-    """Return the workers of a run with two processes, once both are there."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-
-    def find():
-        workers = list(map(int, children.read_text().split()))
-        return workers if len(workers) == 2 else None
-
-    return wait_until(find)
-
-
-@pytest.fixture(scope="module")
-def sheet(tmp_path_factory):
-    """Return a raster that two processes blur in several pieces each."""
-    values = np.random.default_rng(0).integers(0, 255, (1, 3200, 3000), np.uint8)
-    return write_raster(tmp_path_factory.mktemp("sheet") / "sheet.tif", values)
+def check_means(raster, cwd, window):
+    """Check the values of a result."""
+    means = tools.brute_force(tools.read(raster), True, window)
+    np.testing.assert_allclose(tools.read(cwd / "smooth" / raster.name), means, 1e-5)
 
 
 def check_whole(done, raster, cwd):
     """Check that a run has given the whole result without a word, and nothing else."""
     check_silent(done)
-    assert files(cwd) == ["smooth", f"smooth/{raster.name}"]
-    assert np.isfinite(read(cwd / "smooth" / raster.name)[0, 7:-7, 7:-7]).all()
+    assert files(cwd) == ["smooth", f"smooth/{raster.name}"], done
+    check_means(raster, cwd, 15)
 
 
 def check_none(done, raster, cwd, *words):
     """Check that a run has failed with a line of words, and without a result."""
-    check_failed(done, raster, *words)
-    assert files(cwd) in ([], ["smooth"])
+    tools.check_failed(done, raster, *words)
+    assert files(cwd) in ([], ["smooth"]), done
 
 
 @pytest.mark.parametrize(
@@ -110,142 +100,132 @@ def check_none(done, raster, cwd, *words):
         (OPEN, IN_WORKER, 2),
         (READ, MIDDLE, 1),
         (READ, END, 1),
-        (WRITE, f"{RESULT} and {IN_WORKER}", 1),
+        (WRITE, f"{DRAFT} and {IN_WORKER}", 1),
         (END_OF_POOL, "True", 1),
         (END_OF_POOL, "True", 2),
     ],
 )
-def test_killed_worker_costs_no_part_of_a_result(tmp_path, sheet, place, when, victims):
+def test_killed_worker_costs_no_part_of_a_result(
+    tmp_path, paused, small, place, when, victims
+):
     """While they begin, read or write, and when all is done and they are idle."""
-    gate, environment = make_pause(tmp_path, place, when)
-    cwd = tmp_path / "run"
-    with started(MULTI, sheet, cwd=cwd, **environment) as process:
-        wait_until(lambda: files(gate))
-        paused = [int(name) for name in files(gate) if int(name) != process.pid]
-        workers = find_workers(process)
-        workers.sort(key=lambda pid: pid not in paused)  # first those at the place
-        for pid in workers[:victims]:
-            os.kill(pid, signal.SIGKILL)
+    with paused(tmp_path, MULTI, small, place, when) as (pid, gate, end):
+        workers = sorted(find_members(pid), key=lambda n: str(n) not in files(gate))
+        workers.remove(pid)
+        for worker in workers[:victims]:
+            os.kill(worker, signal.SIGKILL)
         (gate / "go").touch()
-        done = end(process, gate)
+        done = end()
     if place == END_OF_POOL:
-        check_whole(done, sheet, cwd)
+        check_whole(done, small, tmp_path / "run")
     else:
-        check_none(done, sheet, cwd, "worker", "memory")
+        check_none(done, small, tmp_path / "run", "worker", "memory")
 
 
-def test_damage_shows_before_the_other_workers_are_done(tmp_path, sheet):
-    raster = tmp_path / "sheet.tif"
-    shutil.copy(sheet, raster)
-    damage_end(raster)
-    top = f'{IN_WORKER} and keywords["window"][0][1] < 1000'
-    gate, environment = make_pause(tmp_path, READ, top)
-    with started(MULTI, raster, cwd=tmp_path / "run", **environment) as process:
-        done = end(process, gate)
-    check_none(done, raster, tmp_path / "run", "damaged")
+@pytest.fixture
+def damaged(tmp_path):
+    """Return a raster whose second half is missing."""
+    values = np.ones((1, 200, 200), np.float32)
+    raster = tools.write_raster(tmp_path / "damaged.tif", values)
+    tools.damage_end(raster)
+    return raster
 
 
-STOPS = [
-    (script, kill, number)
-    for script in SCRIPTS
-    for kill, number in (
-        (os.kill, signal.SIGTERM),
-        (os.killpg, signal.SIGTERM),  # so does Slurm
-        (os.killpg, signal.SIGINT),  # so does Ctrl-C
-    )
+def test_damage_shows_before_the_other_workers_are_done(tmp_path, paused, damaged):
+    top = f'{IN_WORKER} and keywords["window"][0][1] < 50'
+    with paused(tmp_path, MULTI, damaged, READ, top) as (_, _, end):
+        check_none(end(), damaged, tmp_path / "run", "cannot read it", "band 1")
+
+
+KILLS = [  # as a user, Slurm and Ctrl-C do
+    (os.kill, signal.SIGTERM),
+    (os.killpg, signal.SIGTERM),
+    (os.killpg, signal.SIGINT),
 ]
+STOPS = [(script, *kill) for script in SCRIPTS for kill in KILLS]
+PLACES = [OPEN, CREATE, LAID_OUT, READ, WRITE, RENAME, CLEAN]
 
 
-def check_stopped(done, number, raster, cwd, *words):
-    """Check that a run has said why it stopped, or died as it had begun no result."""
-    if done.returncode == -number:
-        assert (done.stderr, files(cwd)) == ("", files(cwd) and ["smooth"]), done
-    else:
-        check_none(done, raster, cwd, *words)
+@pytest.mark.parametrize(
+    "place, delay",
+    [*((place, 0) for place in PLACES), *((OPEN, n / 100) for n in (1, 2, 4, 8))],
+)
+def test_stopped_run_leaves_nothing_behind(tmp_path, paused, small, place, delay):
+    """At a place, or so many seconds after it, when the reason may be one of rasterio.
 
+    In the end, it rather finishes; before it has begun a result, it may just die.
+    """
 
-PLACES = [OPEN, READ, CREATE, LAID_OUT, WRITE, RENAME, CLEAN]
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_stopped_run_leaves_nothing_behind(tmp_path, small, place):
     def stop(script, kill, number):
         folder = tmp_path / f"{script.stem} {kill.__name__} {number.name}"
-        when = [RESULT] if place == WRITE else []
-        when += [IN_WORKER] if place in (OPEN, WRITE) and script == MULTI else []
-        gate, environment = make_pause(folder, place, " and ".join(when) or "True")
-        (folder / "tmp").mkdir()
-        environment["TMPDIR"] = str(folder / "tmp")
-        with started(script, small, cwd=folder / "run", **environment) as process:
-            wait_until(lambda: files(gate))
-            kill(process.pid, number)
-            if place in (RENAME, CLEAN):  # so late that it finishes
+        (folder / "tmp").mkdir(parents=True)
+        when = DRAFT if place == WRITE else "True"
+        first = "multiprocessing.get_context" if delay and script == MULTI else place
+        case = folder, script, small, first, when
+        late = place in (RENAME, CLEAN)
+        with paused(*case, TMPDIR=str(folder / "tmp")) as (pid, gate, end):
+            if delay:
                 (gate / "go").touch()
-            done = end(process, gate)
-        if place in (RENAME, CLEAN):
+                time.sleep(delay)
+            elif (script, place) == (MULTI, OPEN):  # before GDAL opens anything
+                assert len(find_members(pid)) == 3, "a worker would share what it opens"
+            kill(pid, number)
+            if late:
+                (gate / "go").touch()
+            done = end()
+        if late or delay and done.returncode == 0:
             check_whole(done, small, folder / "run")
+        elif place == OPEN and done.returncode == -number:
+            assert done.stderr == "" and files(folder / "run") in ([], ["smooth"]), done
         else:
-            check_stopped(done, number, small, folder / "run", "stopped, no result")
+            check_none(done, small, folder / "run", *([] if delay else ["stopped"]))
         assert files(folder / "tmp") == []
 
     with ThreadPoolExecutor(3) as threads:
         list(threads.map(stop, *zip(*STOPS)))
 
 
-def test_run_stopped_at_any_moment_leaves_nothing_behind(tmp_path, sheet):
-    """But for the imports, in which Python answers Ctrl-C with a traceback.
-
-    The reason may be that of a part of rasterio which was interrupted.
-    """
-
-    def stop(script, kill, number, delay):
-        folder = tmp_path / f"{script.stem} {kill.__name__} {number.name} {delay}"
-        gate, environment = make_pause(folder, OPEN)
+def test_worker_that_starts_late_ends_with_its_parent(tmp_path, paused, small):
+    """It could wait for ever for a lock of another one, which was killed in time."""
+    late = 'multiprocessing.current_process().name.endswith("2")'
+    wait = "rasterio.open = lambda path: time.sleep(60)"  # nothing to do meanwhile
+    with paused(tmp_path, MULTI, small, WORKER, late, wait) as (
+        pid,
+        gate,
+        end,
+    ):
+        time.sleep(0.2)  # the other one begins to wait for something to do
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: pid not in find_members(pid))
         (gate / "go").touch()
-        with started(script, sheet, cwd=folder / "run", **environment) as process:
-            wait_until(lambda: len(files(gate)) > 1)
-            time.sleep(delay)
-            kill(process.pid, number)
-            done = end(process)
-        if done.returncode == 0:
-            check_whole(done, sheet, folder / "run")
-        else:
-            check_stopped(done, number, sheet, folder / "run")
-
-    cases = [(*stop, delay) for stop in STOPS for delay in (0.05, 0.3)]
-    with ThreadPoolExecutor(3) as threads:
-        list(threads.map(stop, *zip(*cases)))
+        done = end()
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, ""), done
 
 
-@pytest.mark.parametrize(
-    "place, when", [(OPEN, IN_WORKER), (READ, "True"), (END_OF_POOL, "True")]
-)
-def test_killed_run_can_be_repeated(tmp_path, sheet, place, when):
+@pytest.mark.parametrize("place", [READ, RENAME])
+def test_killed_run_can_be_repeated(tmp_path, paused, run_fast, small, place):
     """What it leaves, in sight, is in nobody's way."""
-    gate, environment = make_pause(tmp_path, place, when)
-    smooth = tmp_path / "run" / "smooth"
-    with started(MULTI, sheet, cwd=smooth.parent, **environment) as process:
-        wait_until(lambda: files(gate) and files(smooth))
-        find_workers(process)
-        process.kill()
-        end(process, gate)
-    (left,) = smooth.iterdir()
-    assert left.match("sheet.tif.[0-9]*.unfinished"), left
-    check_silent(run(MULTI, sheet, cwd=smooth.parent))
-    assert np.isfinite(read(smooth / sheet.name)[0, 7:-7, 7:-7]).all()
-
-
-@pytest.mark.parametrize("first, second", [SCRIPTS, [SIMPLE] * 2, [MULTI] * 2])
-def test_two_runs_at_once_do_not_mix_their_results(tmp_path, small, first, second):
-    gate, environment = make_pause(tmp_path, WRITE, RESULT)
     cwd = tmp_path / "run"
-    with started(first, small, cwd=cwd, **environment) as process:
-        wait_until(lambda: files(gate))
-        check_silent(run(second, small, cwd=cwd))
-        result = read(cwd / "smooth" / "small.tif")
+    with paused(tmp_path, MULTI, small, place) as (pid, _, end):
+        os.kill(pid, signal.SIGKILL)
+        end()
+    (left,) = (cwd / "smooth").glob("*")
+    assert left.match("smooth/tmp*.unfinished"), left
+    check_silent(run_fast(MULTI, small, cwd=cwd))
+    check_means(small, cwd, 15)
+
+
+@pytest.mark.parametrize("first", SCRIPTS)
+@pytest.mark.parametrize("second", SCRIPTS)
+def test_two_runs_at_once_do_not_mix_their_results(
+    tmp_path, paused, run_fast, small, first, second
+):
+    cwd = tmp_path / "run"
+    with paused(tmp_path, first, small, WRITE, DRAFT) as (_, gate, end):
+        check_silent(run_fast(second, small, 5, cwd=cwd))
+        check_means(small, cwd, 5)
         (gate / "go").touch()
-        check_whole(end(process), small, cwd)
-    assert read(cwd / "smooth" / "small.tif").tobytes() == result.tobytes()
+        check_whole(end(), small, cwd)
 
 
 @pytest.mark.parametrize("limit", [3, 30, 42])
@@ -253,51 +233,38 @@ def test_too_many_processes_do_not_hang(public, small, limit):
     public.chmod(0o777)
     # NumPy needs its threads to start at all.
     many = {"SLURM_CPUS_PER_TASK": "40", "OPENBLAS_NUM_THREADS": "1"}
-    done = run_as_nobody(MULTI, small, cwd=public, processes=limit, **many)
+    done = tools.run_as_nobody(MULTI, small, cwd=public, processes=limit, **many)
     check_none(done, small, public)
 
 
-@pytest.mark.parametrize(
-    "number", ["", "0", "-1", "nonsense", "2(x3)", "²", "1.5", "4G"]
-)
 def test_nonsense_as_number_of_processes_or_memory_is_no_failure(
-    tmp_path, run_fast, small, number
+    tmp_path, run_fast, small
 ):
     names = "CPUS_PER_TASK", "CPUS_ON_NODE", "MEM_PER_NODE", "MEM_PER_CPU"
-    environment = {f"SLURM_{name}": number for name in names}
-    check_silent(run_fast(MULTI, small, cwd=tmp_path, **environment))
+    for number in "", "0", "-1", "nonsense", "2(x3)", "²", "1.5", "4G":
+        environment = {f"SLURM_{name}": number for name in names}
+        check_silent(run_fast(MULTI, small, cwd=tmp_path, **environment))
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_default_start_method_changes_nothing(tmp_path, small, method):
-    """The same result, or the line that says why not; nothing stays in TMPDIR."""
-    damaged = write_raster(tmp_path / "damaged.tif", np.ones((1, 300, 300), np.uint8))
-    damage_end(damaged)
-    hook, folder = tmp_path / "hook", tmp_path / "tmp"
-    hook.mkdir()
-    folder.mkdir()
-    (hook / "sitecustomize.py").write_text(
-        f"import multiprocessing\nmultiprocessing.set_start_method({method!r})\n"
-    )
-    places = {"PYTHONPATH": str(hook), "TMPDIR": str(folder)}
-    with started(MULTI, small, cwd=tmp_path / "good", **places) as process:
-        check_whole(end(process), small, tmp_path / "good")
-    with started(MULTI, damaged, cwd=tmp_path / "bad", **places) as process:
-        check_none(end(process), damaged, tmp_path / "bad")
-    assert files(folder) == []
-    check_silent(run(SIMPLE, small, cwd=tmp_path))
-    result = read(tmp_path / "smooth" / "small.tif")
-    same = read(tmp_path / "good" / "smooth" / "small.tif")
-    assert same.tobytes() == result.tobytes()
+def test_default_start_method_changes_nothing(
+    tmp_path, run_fast, small, damaged, method
+):
+    """The result, or the line that says why not; nothing stays in TMPDIR."""
+    cwd, temporary = tmp_path / "run", tmp_path / "tmp"
+    cwd.mkdir()
+    temporary.mkdir()
+    hook = f"import multiprocessing\nmultiprocessing.set_start_method({method!r})"
+    options = {"cwd": cwd, "hook": hook, "TMPDIR": str(temporary)}
+    check_none(run_fast(MULTI, damaged, **options), damaged, cwd, "cannot read it")
+    check_whole(run_fast(MULTI, small, **options), small, cwd)
+    assert files(temporary) == []
 
 
-def test_the_processor_time_of_workers_is_counted(tmp_path):
+def test_the_processor_time_of_workers_is_counted(tmp_path, run_fast):
     """As a cluster books it: of a process and of those that it has waited for."""
-    raster = write_zeros(tmp_path / "a.tif", 3000, 3000)
-    seconds = []
-    for script in SCRIPTS:
-        with started(script, raster, 301, cwd=tmp_path) as process:
-            _, status, taken = os.wait4(process.pid, 0)
-        assert status == 0
-        seconds.append(taken.ru_utime + taken.ru_stime)
-    assert seconds[1] > 0.8 * seconds[0]
+    raster = tools.write_zeros(tmp_path / "a.tif", 1500, 1500)
+    simple, multi = (run_fast(script, raster, 301, cwd=tmp_path) for script in SCRIPTS)
+    check_silent(simple)
+    check_silent(multi)
+    assert multi.seconds > 0.8 * simple.seconds > 0.3

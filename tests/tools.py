@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from scipy.io import netcdf_file
 
 ROOT = Path(__file__).resolve().parent.parent
 SIMPLE = ROOT / "simple_focal_mean.py"
@@ -39,22 +40,16 @@ NAMES = [
 ]
 
 
-def run(script, *arguments, cwd, **environment):
-    """Run a script in folder cwd with more environment variables; return how it ended."""
-    return subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
+def blur(script, raster, window=15, *, cwd):
+    """Run a script that must end well and without a word of error; return the result's path."""
+    done = subprocess.run(
+        [sys.executable, script, raster, str(window)],
         cwd=cwd,
-        env=os.environ | {"SLURM_CPUS_PER_TASK": "2"} | environment,
         capture_output=True,
         text=True,
         timeout=LIMIT,
         check=False,
     )
-
-
-def blur(script, raster, window=15, *, cwd, **environment):
-    """Run a script that must end well and without a word of error; return the result's path."""
-    done = run(script, raster, window, cwd=cwd, **environment)
     check_silent(done)
     return Path(cwd, done.stdout.splitlines()[-1].split(": ")[0])
 
@@ -129,6 +124,35 @@ def write_earlier(target, raster):
     with rasterio.open(write_raster(target, np.ones((1, 9, 9))), "r+") as result:
         result.update_tags(FOCAL_MEAN_OF=raster, FOCAL_MEAN_WINDOW="9 x 9")
     return target.read_bytes()
+
+
+def write_netcdf(path, version=1, shape=(40, 50), names=("red", "nir")):
+    """Write a classic netCDF (1) or one with 64-bit offsets (2); return its path."""
+    with netcdf_file(path, "w", version=version) as file:
+        file.createDimension("y", shape[0])
+        file.createDimension("x", shape[1])
+        for number, name in enumerate(names):
+            variable = file.createVariable(name, "f", ("y", "x"))
+            variable[:] = np.arange(np.prod(shape)).reshape(shape) % 997 + number
+            variable.valid_range = np.array([0, 2000], "f")
+            variable.long_name = f"the {name} band"
+    return path
+
+
+def write_vrt(path, *sources, extra=">"):
+    """Write a virtual raster of 50 x 40 pixels, its sources one below the other."""
+    rows = 40 // len(sources)
+    sources = "".join(
+        f"""<SimpleSource><SourceFilename>{source}</SourceFilename>
+        <SourceBand>1</SourceBand><SrcRect xOff="0" yOff="0" xSize="50" ySize="{rows}"/>
+        <DstRect xOff="0" yOff="{top}" xSize="50" ySize="{rows}"/></SimpleSource>"""
+        for top, source in zip(range(0, 40, rows), sources)
+    )
+    path.write_text(
+        f"""<VRTDataset rasterXSize="50" rasterYSize="40"><VRTRasterBand
+        dataType="Float32" band="1"{extra}{sources}</VRTRasterBand></VRTDataset>"""
+    )
+    return path
 
 
 def write_zeros(path, width, height, bands=1, **profile):
@@ -232,13 +256,3 @@ def wait_until(condition):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.03)
     return value
-
-
-def end(process, gate=None):
-    """Wait until a run has ended, then its workers, if need be through the gate."""
-    process.wait(LIMIT)
-    if gate:
-        (gate / "go").touch()
-    stdout, stderr = process.communicate(timeout=LIMIT)
-    wait_until(lambda: not find_members(process.pid))
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

@@ -12,25 +12,21 @@ trap '' INT TERM # a second Ctrl-C would leave the rest running
 export SLURM_CONF=$folder/slurm.conf
 daemons=$(cat "$folder"/*.pid 2>/dev/null)
 
-running() { # whether this daemon is: its number could be another process's by now
-    grep -qszxF "SLURM_CONF=$SLURM_CONF" "/proc/$1/environ"
+left() { # which daemons run: a number could be another process's by now
+    for pid in $daemons; do
+        ! grep -qszxF "SLURM_CONF=$SLURM_CONF" "/proc/$pid/environ" || echo "$pid"
+    done
 }
-if running "$(cat "$folder/slurmctld.pid" 2>/dev/null)" && timeout 10 scancel --user="$(id -un)" 2>/dev/null; then
+if left | grep -qxf "$folder/slurmctld.pid" 2>/dev/null && timeout 10 scancel --user="$(id -un)" 2>/dev/null; then
     for _ in {1..400}; do # Slurm kills after 30 seconds what does not end by itself
         [ -n "$(timeout 10 squeue -h)" ] || break
         sleep 0.1
     done
 fi
 for signal in TERM KILL; do
-    for pid in $daemons; do
-        ! running "$pid" || kill -s $signal "$pid"
-    done
+    for pid in $(left); do kill -s $signal "$pid"; done
     for _ in {1..100}; do
-        left=0
-        for pid in $daemons; do
-            ! running "$pid" || left=1
-        done
-        [ $left = 1 ] || break 2
+        [ -n "$(left)" ] || break 2
         sleep 0.1
     done
 done

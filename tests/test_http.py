@@ -1,0 +1,120 @@
+"""Rasters that processes read at once: behind HTTP, or in a file that a library keeps open.
+
+More runs of each raster than usual: RUNS=15 pytest tests/test_http.py
+"""
+
+import os
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.shutil import copy
+from rasterio.vrt import WarpedVRT
+from tools import (
+    MULTI,
+    SIMPLE,
+    brute_force,
+    check_silent,
+    read,
+    write_netcdf,
+)
+
+SHAPE = 1100, 1000  # rows and columns
+VALUES = np.arange(np.prod(SHAPE)).reshape(1, *SHAPE) % 997
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Sends parts of files, and keeps the connections, as large servers do."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        path = self.server.folder / self.path[1:]
+        data = path.read_bytes() if path.is_file() else b""
+        part = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = map(int, part.groups()) if part else (0, len(data))
+        answer = data[first : last + 1]
+        place = f"bytes {first}-{first + len(answer) - 1}/{len(data)}"
+        self.send_response(404 if not data else 206 if part else 200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Range", place)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(answer)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Serve the test's folder; return how GDAL calls it."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.folder = tmp_path
+        threading.Thread(target=server.serve_forever).start()
+        yield f"/vsicurl/http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def check_often(run_fast, tmp_path, raster, local):
+    """Check what three processes make of a raster, several times."""
+    check_silent(run_fast(SIMPLE, local, 5, cwd=tmp_path))
+    (simple,) = (tmp_path / "smooth").iterdir()
+    expected, values = read(simple), read(local)
+    mean = brute_force(values, True, 5)
+    np.testing.assert_allclose(expected, mean, rtol=0, atol=1e-3, err_msg=str(local))
+    cwd = tmp_path / "multi"
+    cwd.mkdir()
+    for number in range(int(os.environ.get("RUNS", "2"))):
+        done = run_fast(MULTI, raster, 5, cwd=cwd, SLURM_CPUS_PER_TASK="3")
+        check_silent(done)
+        (result,) = (cwd / "smooth").iterdir()
+        text = f"{raster}, run {number}"
+        np.testing.assert_array_equal(read(result), expected, text)
+
+
+@pytest.mark.parametrize("kind", ["none", "deflate", "vrt"])
+def test_raster_behind_http(tmp_path, run_fast, address, dem, kind):
+    compress = kind.replace("vrt", "none")
+    tiles = {"tiled": True, "blockxsize": 128, "blockysize": 128}
+    local = dem(VALUES.astype(np.float32), compress=compress, **tiles)
+    raster = f"{address}/dem.tif"
+    if kind == "vrt":
+        copy(local, tmp_path / "remote.vrt", driver="VRT")
+        text = (tmp_path / "remote.vrt").read_text()
+        text = re.sub(r"relativeToVRT=.1.>dem.tif", f">{raster}", text)
+        raster = tmp_path / "remote.vrt"
+        raster.write_text(text)
+        assert address in text
+    check_often(run_fast, tmp_path, raster, local)
+
+
+RAW = f"""<VRTDataset rasterXSize="{SHAPE[1]}" rasterYSize="{SHAPE[0]}">
+    <VRTRasterBand dataType="Float32" band="1" subClass="VRTRawRasterBand">
+    <SourceFilename relativeToVRT="1">raw.bin</SourceFilename>
+    <ImageOffset>0</ImageOffset><PixelOffset>4</PixelOffset>
+    <LineOffset>{SHAPE[1] * 4}</LineOffset><ByteOrder>LSB</ByteOrder>
+    </VRTRasterBand></VRTDataset>"""
+
+
+@pytest.mark.parametrize("kind", ["classic", "offset_64", "netcdf_4", "raw", "warped"])
+def test_processes_do_not_disturb_each_others_reading(tmp_path, run_fast, dem, kind):
+    raster = tmp_path / f"{kind}.nc"
+    write_netcdf(raster, 2 if kind == "offset_64" else 1, SHAPE, ["red"])
+    if kind == "netcdf_4":
+        raster = tmp_path / "new.nc"
+        copy(tmp_path / f"{kind}.nc", raster, driver="netCDF", FORMAT="NC4")
+    elif kind == "raw":
+        raster = tmp_path / "raw.vrt"
+        VALUES.astype("<f4").tofile(tmp_path / "raw.bin")
+        raster.write_text(RAW)
+    elif kind == "warped":
+        raster = tmp_path / "warped.vrt"
+        with rasterio.open(dem(VALUES.astype("f4"))) as file, WarpedVRT(file) as vrt:
+            copy(vrt, raster, driver="VRT")
+    check_often(run_fast, tmp_path, raster, raster)
