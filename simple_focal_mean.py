@@ -45,10 +45,10 @@ def split_rows(raster, window, top, bottom):
     step = int(max(2 * window, min(usual, tall), usual / len(groups[0])))
     # GDAL must keep all blocks that a piece and its halo touch: each of its bands, and
     # the next piece, needs them again. Untold, it takes 5 % of the memory that it sees.
-    rows = min(step + window + 2 * tall, raster.height)
-    pixel = 1 + (sum(sizes) if len(groups) == 1 else max(sizes))  # bytes, with a mask
-    cache = 16e6 + rows * raster.width * pixel
-    os.environ["GDAL_CACHEMAX"] = str(int(cache))  # bytes
+    rows = min(((min(step, bottom - top) + window) // tall + 2) * tall, raster.height)
+    mask = MaskFlags.per_dataset in raster.mask_flag_enums[0]  # a byte or none
+    pixel = mask + (sum(sizes) if len(groups) == 1 else max(sizes))  # bytes
+    os.environ["GDAL_CACHEMAX"] = str(int(16e6 + rows * raster.width * pixel))
     tops = range(top, bottom, step)
     return [(group, y, min(y + step, bottom)) for group in groups for y in tops]
 
@@ -57,11 +57,10 @@ def check_memory(raster, window, pieces, pythons):
     """Tell what to ask Slurm for if a run may need more than --mem-per-cpu gave."""
     rows = pieces[0][2] - pieces[0][1] + window
     array = rows * (raster.width + 48) * choose_bands(raster)[1].itemsize  # bytes
-    total = int(os.environ["GDAL_CACHEMAX"]) + 1.1 * array + pythons * 1.2e8
-    given, needed = os.environ.get("SLURM_MEM_PER_CPU", ""), int(total / 2**20)  # MB
-    if given.isdecimal() and int(given) < needed:
-        text = f"may need more memory, sbatch --mem-per-cpu={needed}"
-        print(f"{raster.name}: {text}", file=sys.stderr)
+    total = 1.05 * int(os.environ["GDAL_CACHEMAX"]) + 1.1 * array + pythons * 1.3e8
+    given, mb = os.environ.get("SLURM_MEM_PER_CPU", ""), int(total / 2**20)
+    if given.isdecimal() and 0 < int(given) < mb:
+        print(f"{raster.name}: low memory, sbatch --mem-per-cpu={mb}", file=sys.stderr)
 
 
 def blur_piece(raster, window, layout, bands, top, bottom):
@@ -80,9 +79,8 @@ def blur_piece(raster, window, layout, bands, top, bottom):
 
 def read_rows(raster, band, masked, alphas, dtype, top, bottom):
     """Return rows (row, column) of a band, NaN where not valid or not in the raster."""
-    # Longer ones, as rows that lie a multiple of 4096 bytes apart are slow.
-    width = raster.width // 32 * 32 + 48
-    values = np.empty((bottom - top, width), dtype)[:, : raster.width]
+    values = np.empty((bottom - top, raster.width // 32 * 32 + 48), dtype)
+    values = values[:, : raster.width]  # with gaps, as rows 4096 n bytes apart are slow
     first, last = max(top, 0), min(bottom, raster.height)
     values[: first - top] = values[last - top :] = np.nan
     few = 2**20 // raster.width + 1  # rows, so that they stay in the processor's cache
@@ -119,12 +117,9 @@ def new_result(raster, window):
     check_earlier(raster, target)
     target.parent.mkdir(exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up
-    with tempfile.TemporaryDirectory(
-        ".unfinished", dir="smooth", ignore_cleanup_errors=True
-    ) as folder:
-        draft = Path(folder, target.name)
+    with tempfile.TemporaryDirectory(".unfinished", None, "smooth", True) as folder:
         try:
-            layout = lay_out(draft, raster, window)
+            layout = lay_out(Path(folder, target.name), raster, window)
         except Exception as error:  # noqa: BLE001
             raise OSError(f"cannot write it, is the disk full? {error}") from None
         yield layout
@@ -143,10 +138,8 @@ def new_result(raster, window):
 def check_earlier(raster, target):
     """ValueError if the result's name is taken by anything but an earlier result."""
     if target.exists():
-        tags = {}
-        with contextlib.suppress(rasterio.errors.RasterioError):
-            tags = rasterio.open(target).tags()
-        of = os.path.realpath(tags.get("FOCAL_MEAN_OF", ""))  # without blanks in front
+        with rasterio.open(target) as earlier:  # its tag has no blanks in front
+            of = os.path.realpath(earlier.tags().get("FOCAL_MEAN_OF", ""))
         path, *files = map(os.path.realpath, [raster.name.lstrip(), *raster.files])
         if of != path or os.path.realpath(target) in files:
             raise ValueError(f"it would overwrite {target}: move that elsewhere")
@@ -160,12 +153,14 @@ def lay_out(draft, raster, window):
     place["crs"] = raster.crs or raster.gcps[1] or rasterio.CRS()
     with contextlib.suppress(KeyError):  # some are not whole
         place["rpcs"] = raster.rpcs
-    kind = {"interleave": "band", "blockysize": 1, "endianness": "NATIVE"}
-    # Without a nodata value, GDAL lays out the rows, one behind the other, unwritten.
-    rasterio.open(draft, "w", "GTiff", dtype=dtype, **size, **place, **kind).close()
+    kind = {
+        "dtype": dtype,
+        "interleave": "band",
+        "blockysize": 1,
+        "endianness": "NATIVE",
+    }
     stale = "(?i)statistics|nodata|fill|missing|valid_|_range|sample|^(ns|bidx)$"
-    with rasterio.open(draft, "r+") as result:
-        result.nodata = np.nan
+    with rasterio.open(draft, "w", "GTiff", **size, **place, **kind) as result:
         for number, band in enumerate([0, *bands]):  # 0 is the raster
             tags = raster.tags(band).items()
             kept = {key: tag for key, tag in tags if not re.search(stale, key)}
@@ -175,9 +170,13 @@ def lay_out(draft, raster, window):
             setattr(result, item, [getattr(raster, item)[band - 1] for band in bands])
         colors = [raster.colorinterp[band - 1].name for band in bands]
         result.colorinterp = [ColorInterp[c.replace("palette", "gray")] for c in colors]
-    # Reserve the space, so that a full disk shows now; macOS and Windows cannot.
-    with contextlib.suppress(AttributeError), open(draft, "r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, draft.stat().st_size)
+    with rasterio.open(draft, "r+") as result:  # before, GDAL would write all rows
+        result.nodata = np.nan
+    with (
+        contextlib.suppress(AttributeError),
+        open(draft, "r+b") as file,
+    ):  # not on macOS
+        os.posix_fallocate(file.fileno(), 0, draft.stat().st_size)  # a full disk fails
     starts, last = {}, raster.height - 1
     with rasterio.open(draft) as result:  # fails if its head is not whole
         for number, band in enumerate(bands, 1):

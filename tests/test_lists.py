@@ -102,16 +102,15 @@ def test_no_raster_follows_when_slurm_ends_the_job(start):
 )
 def test_what_is_no_list_is_refused_in_a_line(start, small, name):
     need("gdal_translate")
-    path = Path(name)
     if name in ("a.tif", "b.nc", "c.png", "d.vrt"):
         write = ["gdal_translate", "-q", "-ot", "Byte", small, name]
         subprocess.run(write, check=True)
     elif name == "my maps":
-        path.mkdir()
+        Path(name).mkdir()
     elif name == "blank.txt":
-        path.write_text(" \n\n")
+        Path(name).write_text(" \n\n")
     elif name == "utf16":
-        path.write_text("a.tif\n", "utf-16")
+        Path(name).write_text("a.tif\n", "utf-16")
     for line in (1, 2):
         done = start(name, ID=line, MAX=2)
         assert (done.returncode, done.stdout) == (1, "")

@@ -20,7 +20,7 @@ def peak_of(script, raster, window, cpus=1):
         options = {"cwd": raster.parent, "stderr": errors}
         taken = peak_memory(command, os.environ | job, **options)[0] / cpus
         errors.seek(0)
-        line = rf"{raster}: may need more memory, sbatch --mem-per-cpu=(\d+)\n"
+        line = rf"{raster}: low memory, sbatch --mem-per-cpu=(\d+)\n"
         return taken, int(re.fullmatch(line, errors.read())[1]) * MB
 
 

@@ -160,7 +160,7 @@ GCPS = [GroundControlPoint(*point) for point in POINTS]
         ("Point", "+proj=ob_tran +o_proj=longlat +o_lon_p=9 +o_lat_p=9 +lon_0=9", {}),
         ("Area", None, {"transform": None}),
         ("Area", None, {"transform": None, "gcps": GCPS}),
-        ("Point", "EPSG:4326", {"transform": None, "gcps": GCPS}),
+        ("Area", "EPSG:4326", {"transform": None, "gcps": GCPS}),
         ("Area", None, {"transform": None, "rpcs": RPCS}),
     ],
 )

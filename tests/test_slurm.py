@@ -270,7 +270,7 @@ def test_too_small_memory_request(cluster, tmp_path, rasters):
     if tools.sees_memory(cluster):
         assert not {"COMPLETED", "TIMEOUT"} & {task["JobState"] for task in tasks}
         assert not any("smooth/" in texts(folder)[0] for folder in folders)
-    told = f"{rasters[0]}: may need more memory, sbatch (--mem-per-cpu=.*)\n"
+    told = f"{rasters[0]}: low memory, sbatch (--mem-per-cpu=.*)\n"
     options = [re.search(told, texts(folder)[1])[1] for folder in folders]
     check_good(run_all(*options))
     assert all("sheet.tif" in results(folder) for folder in folders)
@@ -279,8 +279,7 @@ def test_too_small_memory_request(cluster, tmp_path, rasters):
 def test_the_two_batch_files_differ_in_names_and_cpus():
     simple, multi = [(tools.ROOT / name).read_text() for name in (SIMPLE, MULTI)]
     simple = simple.replace("--cpus-per-task=1", "--cpus-per-task=4")
-    simple = simple.replace("batch_job_simple", "batch_job_multiprocessing")
-    simple = simple.replace("simple_focal", "multiprocessing_focal")
+    simple = simple.replace("simple", "multiprocessing")
     assert simple.replace("jacksboro_nw.tif", "jacksboro.vrt") == multi
 
 

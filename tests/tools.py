@@ -6,7 +6,6 @@ import os
 import platform
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -214,28 +213,6 @@ def processes(*variables):
         if all(variable in text for variable in variables):
             found.append(environment.parent)
     return found
-
-
-@contextlib.contextmanager
-def started(script, *arguments, cwd, **environment):
-    """Start a script in a session of its own, of which nothing stays."""
-    cwd.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, script, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"SLURM_CPUS_PER_TASK": "2"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        for pid in find_members(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.communicate()
 
 
 def find_members(session):

@@ -25,9 +25,11 @@ trap 'set +e; tail -v -n 5 "$folder"/*.err >&2
 mkdir -p "$folder"/{state,modules,c1,c2,c3,database/slurm_acct_db}
 printf 'prepend_path("PATH", "%s")\n' "$(dirname "$python")" >"$folder/modules/geo-env.lua"
 head -c 1024 /dev/urandom >"$folder/munge.key"
-read -r slurmctld slurmdbd c1 c2 c3 < <("$python" -c 'import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
-print(*(free.getsockname()[1] for free in sockets))')
+ports=() # free, and below 32768, from where on other programs' connections take theirs
+for ((port = 10000 + $$ * 5 % 20000; ${#ports[@]} < 5; port++)); do
+    (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || ports+=("$port")
+done
+read -r slurmctld slurmdbd c1 c2 c3 <<<"${ports[*]}"
 for name in slurm.conf slurmdbd.conf cgroup.conf; do
     sed "s|@folder@|$folder|; s|@user@|$(id -un)|; s|@slurmctld@|$slurmctld|
         s|@slurmdbd@|$slurmdbd|; s|@c1@|$c1|; s|@c2@|$c2|; s|@c3@|$c3|" \
