@@ -33,7 +33,7 @@ def main(path, window):
     cpus = int(cpus if cpus.isdecimal() else 0) or len(os.sched_getaffinity(0))
     global done  # shared with the workers: how much of each chunk is done, up to 1
     done = multiprocessing.RawArray("d", cpus)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # in workers for ever
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # workers inherit that
     # The Pool starts before GDAL opens files and connections, which cannot be shared.
     pool = multiprocessing.get_context("fork").Pool(cpus, start_worker, [os.getpid()])
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -41,7 +41,7 @@ def main(path, window):
     with rasterio.open(path) as raster:
         cuts = [raster.height * i // cpus for i in range(cpus + 1)]
         pieces = split_rows(raster, window, *cuts[-2:])  # of the largest chunk
-        check_memory(raster, window, pieces, pythons=0.7 + 1 / cpus)  # parts are shared
+        check_memory(raster, window, pieces, pythons=0.7 + 1 / cpus)  # and main's part
         with new_result(raster, window) as layout:
             blur = functools.partial(blur_chunk, path, window, layout)
             chunks = [(i, cuts[i], cuts[i + 1]) for i in range(cpus)]
@@ -94,7 +94,7 @@ def split_rows(raster, window, top, bottom):
     sizes = [np.dtype(name).itemsize for name in raster.dtypes]  # bytes of a pixel
     # A block that holds all bands is decompressed once if they are blurred together.
     order = getattr(raster.interleaving, "name", raster.driver)
-    fits = order == "VRT" and 1100 * raster.width * sum(sizes) < 3e8  # two rows of 512
+    fits = order == "VRT" and 1100 * raster.width * sum(sizes) < 3e8  # two block rows
     groups = [bands] if fits or order in ("pixel", "line") else [[n] for n in bands]
     tall = max(raster.block_shapes[0][0], 512 if raster.driver == "VRT" else 1)  # rows
     usual = 16e6 / (raster.width + 48) / dtype.itemsize  # rows that take 16 MB

@@ -38,7 +38,7 @@ def split_rows(raster, window, top, bottom):
     sizes = [np.dtype(name).itemsize for name in raster.dtypes]  # bytes of a pixel
     # A block that holds all bands is decompressed once if they are blurred together.
     order = getattr(raster.interleaving, "name", raster.driver)
-    fits = order == "VRT" and 1100 * raster.width * sum(sizes) < 3e8  # two rows of 512
+    fits = order == "VRT" and 1100 * raster.width * sum(sizes) < 3e8  # two block rows
     groups = [bands] if fits or order in ("pixel", "line") else [[n] for n in bands]
     tall = max(raster.block_shapes[0][0], 512 if raster.driver == "VRT" else 1)  # rows
     usual = 16e6 / (raster.width + 48) / dtype.itemsize  # rows that take 16 MB

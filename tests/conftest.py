@@ -1,10 +1,10 @@
 """What several files of tests share: a Slurm cluster, fast runs, rasters."""
 
+import functools
 import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import tools
 
-FOLDER = tools.ROOT / "tests" / "slurm"
+SLURM = tools.ROOT / "tests/slurm"
 
-# Runs a script for each case that it is sent, each time in a new process but without
-# the half second that the imports take, and answers with its number. Sent that number,
-# it waits for the process; answers with the exit code and the processor seconds.
+# Sent a case, it runs a script in a new process, without the time of the imports, and
+# answers with its number. Sent that, it waits; answers with exit code and CPU seconds.
 DRIVER = """
 import ctypes, json, os, signal, sys
 import rasterio, scipy.ndimage
@@ -36,7 +35,8 @@ for line in sys.stdin:
         os.setsid()
         print(os.getpid(), flush=True)
         for number in (1, 2):
-            os.dup2(os.open(case["outputs"][number - 1], os.O_WRONLY), number)
+            output = os.open(f"{case['output']}.{number}", os.O_WRONLY | os.O_CREAT)
+            os.dup2(output, number)
         folder = case["folder"]
         if folder.startswith("/proc/"):  # on a disk that only another process sees
             process, folder = folder.split("/root", 1)
@@ -48,8 +48,8 @@ for line in sys.stdin:
         code = open(case["arguments"][0]).read()
         for old, new in case["changes"].items():
             code = code.replace(old, new)
+        signal.alarm(int(sys.argv[1]))
         sys.argv = case["arguments"]
-        signal.alarm(case["limit"])
         exec(case["hook"], {})
         exec(code)
         break
@@ -68,19 +68,16 @@ def cluster():
     with tempfile.TemporaryDirectory(dir="/tmp") as place:  # not too long for Slurm
         # A login shell reads what the user has at home: here nothing.
         variables = os.environ | {"TMPDIR": place, "HOME": place}
-        start = ["bash", FOLDER / "start.sh", sys.executable]
         try:
-            started = subprocess.run(
-                start, env=variables, capture_output=True, text=True, check=False
-            )
-            if started.returncode == 77 and "CI" not in os.environ:
-                pytest.skip(started.stderr)
-            assert started.returncode == 0, started.stderr
-            yield variables | dict(re.findall(r"export (\w+)=(.*)", started.stdout))
+            done = tools.run("bash", SLURM / "start.sh", sys.executable, env=variables)
+            if done.returncode == 77 and "CI" not in os.environ:
+                pytest.skip(done.stderr)
+            assert done.returncode == 0, done.stderr
+            yield variables | dict(re.findall(r"export (\w+)=(.*)", done.stdout))
         finally:  # also after Ctrl-C while it starts; a second one has to wait
             interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
             for folder in Path(place).glob("slurm.*"):
-                subprocess.run(["bash", FOLDER / "stop.sh", folder], check=False)
+                subprocess.run(["bash", SLURM / "stop.sh", folder], check=False)
             signal.signal(signal.SIGINT, interrupt)
             assert not list(Path(place).glob("slurm.*"))
             assert tools.processes(f"SLURM_CONF={place}/") == []
@@ -88,40 +85,29 @@ def cluster():
 
 @pytest.fixture(scope="session")
 def start_fast(tmp_path_factory):
-    """Return a function that starts a script, without the time that its start takes.
-
-    It gives the number of the process and a function that waits until that has ended.
-    """
+    """Return a function that starts a script; gives its number, and one that waits."""
     outputs = tmp_path_factory.mktemp("outputs")
     numbers, lock = itertools.count(), threading.Lock()
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"SLURM_CPUS_PER_TASK": "2"},
-    )
+    pipes = dict.fromkeys(["stdin", "stdout"], subprocess.PIPE)
+    environment = os.environ | {"SLURM_CPUS_PER_TASK": "2"}
+    command = [sys.executable, "-c", DRIVER, str(tools.LIMIT)]
+    driver = subprocess.Popen(command, text=True, env=environment, **pipes)
 
     def ask(message):
         with lock:
-            driver.stdin.write(json.dumps(message) + "\n")
-            driver.stdin.flush()
+            print(json.dumps(message), file=driver.stdin, flush=True)
             return json.loads(driver.stdout.readline())
 
     def start(*command, cwd, hook="", changes=None, **environment):
         case = {"arguments": list(map(str, command)), "folder": str(cwd)}
-        case |= {"environment": environment, "limit": tools.LIMIT}
         case |= {"hook": hook, "changes": changes or {}}  # before, and of its text
+        case |= {"environment": environment, "output": f"{outputs}/{next(numbers)}"}
         assert all(text in tools.MULTI.read_text() for text in case["changes"])
-        number = next(numbers)
-        texts = [outputs / f"{number}.{name}" for name in ("out", "err")]
-        for text in texts:
-            text.touch()
-        pid = ask(case | {"outputs": list(map(str, texts))})
+        pid = ask(case)
 
         def wait():
             code, seconds = ask(pid)
-            written = [text.read_text() for text in texts]
+            written = [Path(f"{case['output']}.{i}").read_text() for i in (1, 2)]
             done = subprocess.CompletedProcess(case, code, *written)
             done.seconds = seconds  # of the processors
             return done
@@ -135,7 +121,6 @@ def start_fast(tmp_path_factory):
 @pytest.fixture(scope="session")
 def run_fast(start_fast):
     """Return a function that runs a script, without the time that its start takes."""
-
     return lambda *command, **options: start_fast(*command, **options)[1]()
 
 
@@ -171,11 +156,15 @@ def blurred(run_both):
 @pytest.fixture
 def dem(tmp_path):
     """Return a function that writes an array as dem.tif, as a profile says."""
+    return functools.partial(tools.write_raster, tmp_path / "dem.tif")
 
-    def write(bands, **profile):
-        return tools.write_raster(tmp_path / "dem.tif", bands, **profile)
 
-    return write
+@pytest.fixture
+def damaged(dem):
+    """Return a raster whose second half is missing."""
+    raster = dem(np.ones((1, 200, 200), np.float32))
+    tools.damage_end(raster)
+    return raster
 
 
 @pytest.fixture
@@ -197,7 +186,6 @@ def small(tmp_path_factory):
 @pytest.fixture
 def public():
     """Return a folder that all users reach, which tmp_path is not."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)

@@ -5,9 +5,7 @@
 #     OLDEST=1 bash tests/run.sh             with the oldest packages that may be used
 set -eu
 cd "$(dirname "$0")/.."
-# Slurm with what it needs, the records of its jobs, modules, GDAL's programs, a linter.
-packages=(slurm-wlm munge slurmdbd mariadb-server-core lmod libnss-wrapper)
-packages+=(gdal-bin shellcheck)
+packages=(slurm-wlm munge slurmdbd mariadb-server-core lmod libnss-wrapper gdal-bin shellcheck)
 install() { # what would take another database away is not installed
     apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
         --no-install-recommends --no-remove "${packages[@]}" >/dev/null
@@ -23,7 +21,6 @@ packages=(-r requirements.txt)
     "${packages[@]}" -r tests/requirements.txt
 # So that README's python3 is this one, too, and the tests find Slurm's daemons.
 export PATH="$PWD/$venv/bin:$PATH:/usr/sbin"
-# Each file in a process of its own, as many tests wait for something. What passed
-# leaves no files: /tmp may be small.
+# Each file in a process of its own, as many tests wait; what passed leaves no files.
 exec "$venv/bin/python" -m pytest -ra --numprocesses 4 --dist loadfile \
     --no-loadscope-reorder -o tmp_path_retention_policy=failed tests "$@"

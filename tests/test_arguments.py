@@ -17,9 +17,8 @@ TREES = [ast.parse(text) for text in TEXTS]
 DOCSTRINGS = [ast.get_docstring(tree) for tree in TREES]
 
 
-@pytest.mark.parametrize("option", ["-h", "--help"])
-def test_help_tells_how_to_call_the_script(run_both, option):
-    for script, text, (cwd, done) in zip(SCRIPTS, DOCSTRINGS, run_both(option)):
+def test_help_tells_how_to_call_the_script(run_both):
+    for script, text, (cwd, done) in zip(SCRIPTS, DOCSTRINGS, run_both("--help")):
         check_silent(done)
         assert text in done.stdout
         assert f"python {script.name} RASTER [WINDOW]" in text
@@ -27,9 +26,8 @@ def test_help_tells_how_to_call_the_script(run_both, option):
 
 
 NUMBERS = [(["x.tif", number], "odd number") for number in ("4", "0", "-3")]
-WORDS = [(["x.tif", word], word) for word in ("3.0", "1e1", "²", "many")]
+WORDS = [(["x.tif", word], word) for word in ("3.0", "²", "many", "--much")]
 OTHERS = [([], "raster"), (["x.tif", ""], "window"), (["x.tif", "3", "much"], "much")]
-OTHERS += [(["x.tif", "--much"], "--much")]
 
 
 @pytest.mark.parametrize("arguments, problem", NUMBERS + WORDS + OTHERS)

@@ -26,23 +26,13 @@ def start(tmp_path, monkeypatch):
     Path(".venv/bin/activate").write_text(STAND_IN)
 
     def start_task(*arguments, **task):
-        variables = {f"SLURM_ARRAY_TASK_{name}": str(task[name]) for name in task}
-        return subprocess.run(
-            ["bash", ROOT / "array_job.sh", *arguments],
-            env=os.environ | variables,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            timeout=LIMIT,
-            check=False,
-        )
+        env = {f"SLURM_ARRAY_TASK_{name}": str(task[name]) for name in task}
+        command = ["bash", ROOT / "array_job.sh", *arguments]
+        options = {"capture_output": True, "timeout": LIMIT, "env": os.environ | env}
+        options |= {"encoding": "utf-8", "errors": "surrogateescape"}
+        return subprocess.run(command, check=False, **options)
 
     return start_task
-
-
-def given(*names, window=""):
-    """Return what the stand-in for Python prints for these rasters."""
-    return "".join(f"<simple_focal_mean.py><--><{name}>{window}\n" for name in names)
 
 
 def test_no_name_in_a_list_is_refused_or_executed(start, small):
@@ -67,23 +57,19 @@ def test_no_name_in_a_list_is_refused_or_executed(start, small):
     ("text", "first", "step", "names", "errors"),
     [
         ("a.tif\nb.tif\nc.tif", 2, 2, ["b.tif", "c.tif"], ""),
-        ("a.tif\nb.tif\n  \n\t\n", 2, 7, ["b.tif"], ""),
-        ("a.tif\r\nb.tif\r\n\r\n", 2, 7, ["b.tif"], ""),
-        ("\ufeffa.tif\r\nb.tif\r\n", 1, 2, ["a.tif", "b.tif"], ""),
+        ("\ufeffa.tif\r\nb.tif\r\n  \n\t\n\r\n", 1, 7, ["a.tif", "b.tif"], ""),
         ("a.tif\nj\udce4rvi.tif\n", 1, 2, ["a.tif", "j\udce4rvi.tif"], ""),  # Latin 1
-        ("no.tif\n" * 9999 + "b.tif", 10000, 7, ["b.tif"], ""),
         ("bad.tif\nb.tif\n", 1, 2, ["bad.tif", "b.tif"], "bad.tif: no result\n"),
         ("a.tif\n\nc.tif", 1, 3, ["a.tif", "c.tif"], f"{LIST}, line 2: empty\n"),
-        ("a.tif\n\nc.tif\n\n", 2, 1, [], f"{LIST}, line 2: empty\n"),
         ("a.tif\n\nc.tif\n\n", 0, 1, [], NONE % 0),
         ("a.tif\n\nc.tif\n\n", 4, 1, [], NONE % 4),
-        ("a.tif\n\nc.tif\n\n", 5, 1, [], NONE % 5),
     ],
 )
 def test_lines_of_a_task(start, text, first, step, names, errors):
     Path(LIST).write_bytes(text.encode(errors="surrogateescape"))
     done = start(LIST, "3", ID=first, STEP=step)
-    assert (done.stdout, done.stderr) == (given(*names, window="<3>"), errors)
+    printed = [f"<simple_focal_mean.py><--><{name}><3>\n" for name in names]
+    assert (done.stdout, done.stderr) == ("".join(printed), errors)
     assert done.returncode == (errors != "")
     assert files(".") == sorted([LIST, ".venv", ".venv/bin", ".venv/bin/activate"])
 
@@ -96,43 +82,16 @@ def test_no_raster_follows_when_slurm_ends_the_job(start):
     assert (done.returncode, done.stdout) == (143, "a.tif\n"), done
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["a.tif", "b.nc", "c.png", "d.vrt", "my maps", "none.txt", "blank.txt", "utf16"],
-)
-def test_what_is_no_list_is_refused_in_a_line(start, small, name):
+def test_what_is_no_list_is_refused_in_a_line(start, small):
     need("gdal_translate")
-    if name in ("a.tif", "b.nc", "c.png", "d.vrt"):
-        write = ["gdal_translate", "-q", "-ot", "Byte", small, name]
-        subprocess.run(write, check=True)
-    elif name == "my maps":
-        Path(name).mkdir()
-    elif name == "blank.txt":
-        Path(name).write_text(" \n\n")
-    elif name == "utf16":
-        Path(name).write_text("a.tif\n", "utf-16")
-    for line in (1, 2):
-        done = start(name, ID=line, MAX=2)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == (
-            f"{name}: no such list, which is a text with a raster's path in each line\n"
-        )
-
-
-@pytest.mark.parametrize(
-    ("first", "last", "step", "left"),
-    [
-        (9, 9, 1, None),
-        (7, 7, 3, None),
-        (1, 2, 1, None),
-        (2, 2, 1, "3-9"),
-        (4, 4, 3, "7-9"),
-        (8, 8, 1, "9-9"),
-    ],
-)
-def test_last_task_tells_which_lines_are_left(start, first, last, step, left):
-    Path(LIST).write_text("".join(f"{line}.tif\n" for line in range(1, 10)))
-    done = start(LIST, ID=first, MAX=last, STEP=step)
-    text = f"{LIST}: no task does lines {left}: sbatch --array={left}:{step}\n"
-    names = [f"{line}.tif" for line in range(first, min(first + step, 10))]
-    assert done.stdout == (text if left else "") + given(*names)
+    rasters = "a.tif", "b.nc", "c.png", "d.vrt"
+    for name in rasters:
+        subprocess.run(["gdal_translate", "-q", "-ot", "Byte", small, name], check=True)
+    Path("my maps").mkdir()
+    Path("blank.txt").write_text(" \n\n")
+    Path("utf16").write_text("a.tif\n", "utf-16")
+    says = "no such list, which is a text with a raster's path in each line"
+    for name in (*rasters, "my maps", "none.txt", "blank.txt", "utf16"):
+        done = start(name, ID=1, MAX=2)
+        assert (done.returncode, done.stdout) == (1, ""), name
+        assert done.stderr == f"{name}: {says}\n"

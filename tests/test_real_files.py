@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ from tools import (
     SIMPLE,
     check_failed,
     check_silent,
-    damage_end,
     files,
     read,
     write_earlier,
@@ -87,24 +87,14 @@ def test_result_replaces_one_of_the_same_raster(tmp_path, run_both, folders, dem
 
 
 @pytest.mark.parametrize(
-    "script, output",
-    [
-        (SIMPLE, ">&-"),
-        (MULTI, ">&-"),
-        (SIMPLE, ">/dev/full"),
-        (SIMPLE, ""),
-        (MULTI, ""),
-    ],
+    "script, output", [(SIMPLE, ">/dev/full"), *product(SCRIPTS, [">&-", ""])]
 )
 def test_result_is_whole_though_nobody_hears_of_it(tmp_path, script, output):
     """Where nothing can be printed, or nothing but ASCII."""
     raster = write_raster(tmp_path / "höhe.tif", ONES)
-    command = (
-        f"PYTHONIOENCODING=ascii '{sys.executable}' '{script}' '{raster}' {output}"
-    )
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, capture_output=True, check=False
-    )
+    line = f'PYTHONIOENCODING=ascii "$@" {output}'
+    command = ["bash", "-c", line, "bash", sys.executable, script, raster]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b""), done
     assert read(tmp_path / "smooth/höhe.tif").shape == ONES.shape
 
@@ -192,62 +182,52 @@ def test_rpcs_that_are_not_whole_are_no_failure(tmp_path, blurred, dem):
     assert files(blurred(raster).parent) == ["dem.tif"]
 
 
-def test_nodata_beyond_the_type_is_no_warning(tmp_path, blurred):
-    blurred(write_raster(tmp_path / "a.tif", ONES.astype(np.float64), nodata=1e39))
-    extra = "><NoDataValue>1e39</NoDataValue>"
-    blurred(write_vrt(tmp_path / "b.vrt", tmp_path / "a.tif", extra=extra))
-
-
 BANDLESS = '<VRTDataset rasterXSize="30" rasterYSize="30"></VRTDataset>'
 
 
-@pytest.mark.parametrize("text", ["ncols 3\n" * 99, "", BANDLESS, "missing", "folder"])
-def test_what_is_no_raster_is_named(tmp_path, run_both, text):
-    raster = tmp_path if text == "folder" else tmp_path / "raster.tif"
-    if text not in ("missing", "folder"):
-        raster.write_text(text)
-    for cwd, done in run_both(raster):
-        check_failed(done, raster, "No such file" if text == "missing" else "")
-        assert done.stderr.count("\n") == 1
-        assert files(cwd) == []
+NO_RASTER = ["ncols 3\n" * 99, "", BANDLESS, "missing", "folder"]
+NO_BAND = ["complex64", "complex_int16", "alpha", "variables"]
 
 
-@pytest.mark.parametrize("kind", ["complex64", "complex_int16", "alpha", "variables"])
-def test_raster_without_a_band_to_blur_is_named(tmp_path, run_both, kind):
-    raster, words = tmp_path / "raster.nc", ""
+@pytest.mark.parametrize("kind", NO_RASTER + NO_BAND)
+def test_what_is_no_raster_or_has_no_band_to_blur_is_named(tmp_path, run_both, kind):
+    raster = tmp_path / "raster.nc"
+    words = "no band of real numbers" if kind in NO_BAND else ""
     if kind == "variables":
         write_netcdf(raster, names=[f"v{number}" for number in range(54)])
-        words = "; in it are: netcdf:"
+        words += "; in it are: netcdf:"
     elif kind == "alpha":
         write_raster(raster, BYTES)
         with rasterio.open(raster, "r+") as file:
             file.colorinterp = [ColorInterp.alpha]
-    else:
+    elif kind in NO_BAND:
         write_raster(raster, ONES.astype(np.complex64), dtype=kind)
+    elif kind == "missing":
+        words = "No such file"
+    elif kind == "folder":
+        raster.mkdir()
+    else:
+        raster.write_text(kind)
     for cwd, done in run_both(raster):
-        check_failed(done, raster, f"no band of real numbers{words}")
-        assert done.stderr.count("\n") == 1 and len(done.stderr) < 700
-        assert words or done.stderr.count(str(raster)) == 1
+        check_failed(done, raster, words)
+        assert done.stderr.count("\n") == 1 and len(done.stderr) < 700, done
+        assert not words.endswith("numbers") or done.stderr.count(str(raster)) == 1
         assert files(cwd) == []
 
 
-def damage_middle(path):
-    with open(path, "r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        file.write(b"\xff" * 9000)  # more than one block
-
-
-@pytest.mark.parametrize(
-    "damage, compress",
-    [(damage_end, "none"), (damage_end, "deflate"), (damage_middle, "deflate")],
-)
-def test_damaged_raster_gives_no_result(run_both, dem, damage, compress):
+@pytest.mark.parametrize("cut_off", [True, False])
+def test_damaged_raster_gives_no_result(run_both, dem, cut_off):
     values = np.random.default_rng(0).integers(0, 99, (1, 600, 600), np.int16)
-    raster = dem(values, compress=compress, tiled=True, blockxsize=64, blockysize=64)
-    damage(raster)
+    raster = dem(values, compress="deflate", tiled=True, blockxsize=64, blockysize=64)
+    with open(raster, "r+b") as file:
+        file.seek(raster.stat().st_size // 2)
+        if cut_off:
+            file.truncate()
+        else:
+            file.write(b"\xff" * 9000)  # more than one block
     for cwd, done in run_both(raster):
         check_failed(done, raster, "cannot read it: ")
-        assert done.stderr.count("\n") == done.stderr.count(str(raster)) == 1
+        assert done.stderr.count("\n") == done.stderr.count(str(raster)) == 1, done
         assert files(cwd) == ["smooth"]
 
 
@@ -263,21 +243,6 @@ def test_missing_sheet_of_a_virtual_raster_is_named(tmp_path, run_both, dem, nam
     for cwd, done in run_both(raster, 3):
         check_failed(done, raster, place or name.replace("\n", " "))
         assert files(cwd) in ([], ["smooth"])
-
-
-def test_hostile_virtual_raster_runs_no_code(tmp_path, run_both, dem):
-    code = f""" subClass="VRTDerivedRasterBand">
-        <PixelFunctionType>attack</PixelFunctionType>
-        <PixelFunctionLanguage>Python</PixelFunctionLanguage>
-        <PixelFunctionCode><![CDATA[
-def attack(*arguments, **keywords):
-    open({str(tmp_path / "executed")!r}, "w")
-]]></PixelFunctionCode>"""
-    raster = write_vrt(tmp_path / "hostile.vrt", dem(ONES), extra=code)
-    for cwd, done in run_both(raster, 3):
-        check_failed(done, raster)
-        assert files(cwd) in ([], ["smooth"])
-    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -66,7 +66,7 @@ def make_case(seed, path):
     profile |= {"height": int(height), "width": int(width), "dtype": dtype}
     profile |= {"driver": "GTiff", "count": int(bands) + (kind == "alpha")}
     with (
-        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=seed % 2 == 0),  # or in a file beside it
         rasterio.open(path, "w", **profile) as file,
     ):
         if kind == "alpha":
@@ -82,10 +82,9 @@ def make_case(seed, path):
         "2**20 // raster.width": f"{rng.integers(0, 30)}",
         "int(16e6 + rows": f"int({rng.choice([100_000, 1_000_000])} + 0 * rows",
     }
-    window = int(
-        rng.choice([1, 3, 5, 7, 15, 31, 71], p=[0.1, 0.2, 0.2, 0.2, 0.15, 0.1, 0.05])
-    )
+    window = int(rng.choice([1, 3, 3, 5, 5, 7, 7, 15, 31, 71]))
     environment = {"SLURM_CPUS_PER_TASK": str(rng.integers(1, 5))}
+    environment["GDAL_TIFF_ENDIANNESS"] = "BIG"  # pixels are not written by GDAL
     return values, ~holes, window, {"changes": changes, **environment}
 
 
@@ -97,10 +96,5 @@ def test_no_random_raster_gets_a_wrong_mean(tmp_path, blurred):
         result = read(blurred(raster, window, **settings))
         assert result.dtype == np.result_type(np.float32, values.dtype), seed
         tolerance = 1e-6 * np.abs(values[valid], dtype=np.float64).max(initial=0)
-        np.testing.assert_allclose(
-            result,
-            brute_force(values, valid, window),
-            rtol=0,
-            atol=tolerance,
-            err_msg=f"seed {seed}: {window} {settings}",
-        )
+        expected, text = brute_force(values, valid, window), f"seed {seed}: {settings}"
+        np.testing.assert_allclose(result, expected, 0, tolerance, err_msg=text)

@@ -1,10 +1,9 @@
 """What several tests need: starting the scripts, writing rasters, the reference."""
 
 import contextlib
-import itertools
 import os
 import platform
-import resource
+import random
 import shutil
 import subprocess
 import sys
@@ -22,53 +21,34 @@ MULTI = ROOT / "multiprocessing_focal_mean.py"
 SCRIPTS = [SIMPLE, MULTI]
 LIMIT = 120  # seconds after which whatever a test waits for counts as hanging
 
-# Users without root's rights who can read all the same, as Python may be in /root. A
-# new one for each run, as a limit counts all processes of a user.
-NOBODY = ["setpriv", "--clear-groups"]
-NOBODY += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-USERS = (10_000 + (os.getpid() * 16 + i) % 50_000 for i in itertools.count())
-
 # Names that a shell, a format or a parser could take for something else.
-NAMES = [
-    'it\'s  "$(touch executed)" `touch executed`; touch executed & *.tif',
-    "back\\slash\\n %d {0} #1 äöå ☃.tif",
-    "-dash.tif",
-    "--help.tif",
-    ".hidden.tif",
-    "no ending",
-]
+NAMES = ['it\'s  "$(touch executed)" `touch executed`; touch executed & *.tif']
+NAMES += ["back\\slash\\n %d {0} #1 äöå ☃.tif"]
+NAMES += ["-dash.tif", "--help.tif", ".hidden.tif", "no ending"]
+
+
+def run(*command, **options):
+    """Run a command; return its exit code and what it printed."""
+    options = {"capture_output": True, "text": True, "timeout": LIMIT} | options
+    return subprocess.run(command, check=False, **options)
 
 
 def blur(script, raster, window=15, *, cwd):
     """Run a script that must end well and without a word of error; return the result's path."""
-    done = subprocess.run(
-        [sys.executable, script, raster, str(window)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
+    done = run(sys.executable, script, raster, str(window), cwd=cwd)
     check_silent(done)
     return Path(cwd, done.stdout.splitlines()[-1].split(": ")[0])
 
 
-def run_as_nobody(script, raster, *, cwd, processes=1000, **environment):
-    """Run a script without root's rights, with at most so many processes."""
-    command = [sys.executable, script, raster]
-    if os.geteuid() == 0:
-        user = next(USERS)
-        command = [*NOBODY, f"--reuid={user}", f"--regid={user}", *command]
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env=os.environ | {"SLURM_CPUS_PER_TASK": "2"} | environment,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NPROC, (processes,) * 2),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
+def run_as_nobody(script, raster, *, cwd, processes=1000, **variables):
+    """Run a script without root's rights, with at most so many processes of its user."""
+    command = f"prlimit --nproc={processes}"
+    if os.geteuid() == 0:  # a new user, who can read all, as Python may be in /root
+        user = random.randrange(10_000, 60_000)
+        command += f" setpriv --clear-groups --reuid={user} --regid={user}"
+        command += " --inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
+    variables = os.environ | {"SLURM_CPUS_PER_TASK": "2"} | variables
+    return run(*command.split(), sys.executable, script, raster, cwd=cwd, env=variables)
 
 
 def check_failed(done, raster, *words):
@@ -104,15 +84,9 @@ def damage_end(path):
 def write_raster(path, bands, **profile):
     """Write an array (band, row, column) as a GeoTIFF in Finnish coordinates; return its path."""
     bands = np.asarray(bands)
-    profile = {
-        "driver": "GTiff",
-        "crs": "EPSG:3067",
-        "transform": rasterio.Affine(2, 0, 500000, 0, -2, 7000000),
-        "count": bands.shape[0],
-        "height": bands.shape[1],
-        "width": bands.shape[2],
-        "dtype": bands.dtype,
-    } | profile
+    place = {"crs": "EPSG:3067", "transform": rasterio.Affine(2, 0, 5e5, 0, -2, 7e6)}
+    kind = dict(zip(["count", "height", "width"], bands.shape)) | {"dtype": bands.dtype}
+    profile = {"driver": "GTiff"} | place | kind | profile
     with rasterio.open(path, "w", **profile) as raster:
         raster.write(bands)
     return path
@@ -133,8 +107,6 @@ def write_netcdf(path, version=1, shape=(40, 50), names=("red", "nir")):
         for number, name in enumerate(names):
             variable = file.createVariable(name, "f", ("y", "x"))
             variable[:] = np.arange(np.prod(shape)).reshape(shape) % 997 + number
-            variable.valid_range = np.array([0, 2000], "f")
-            variable.long_name = f"the {name} band"
     return path
 
 
@@ -156,9 +128,8 @@ def write_vrt(path, *sources, extra=">"):
 
 def write_zeros(path, width, height, bands=1, **profile):
     """Write a GeoTIFF of zeros without a block, or with all where it is compressed."""
-    profile = {"dtype": "float32"} | profile
-    profile |= {"width": width, "height": height, "count": bands}
-    profile |= {"transform": rasterio.Affine.scale(2), "nodata": -9999}
+    usual = {"dtype": "float32", "nodata": -9999, "transform": rasterio.Affine.scale(2)}
+    profile = usual | profile | {"width": width, "height": height, "count": bands}
     sparse = "compress" not in profile
     with rasterio.open(path, "w", "GTiff", SPARSE_OK=sparse, **profile):
         return path
@@ -168,9 +139,8 @@ def brute_force(bands, valid, window):
     """Return the focal mean in float64, each window summed by itself; NaN where it is nodata."""
     half = window // 2
     values = np.where(valid, np.asarray(bands, np.float64), np.nan)
-    padded = np.pad(
-        values, ((0, 0), (half, half), (half, half)), constant_values=np.nan
-    )
+    sides = (0, 0), (half, half), (half, half)
+    padded = np.pad(values, sides, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (window, window), (1, 2))
     return windows.mean(axis=(3, 4))
 
@@ -192,9 +162,7 @@ def sees_memory(cluster):
 
 def copy_tracked(folder):
     """Copy what git tracks of this repository to a folder; return the folder."""
-    names = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    names = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
     for name in filter(None, names.split("\0")):
         target = Path(folder, name)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -206,12 +174,10 @@ def processes(*variables):
     """Return the folders in /proc of the processes that were started with variables."""
     found = []
     for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
             text = environment.read_bytes().decode(errors="replace")
-        except OSError:  # it has ended, or is somebody else's
-            continue
-        if all(variable in text for variable in variables):
-            found.append(environment.parent)
+            if all(variable in text for variable in variables):
+                found.append(environment.parent)
     return found
 
 

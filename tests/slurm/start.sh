@@ -2,8 +2,7 @@
 # Start a Slurm cluster of three nodes on this computer, without root:
 #     bash tests/slurm/start.sh [PYTHON]
 # PYTHON is what the module geo-env gives, .venv/bin/python unless given. Exits with 77
-# without Debian's packages slurm-wlm, munge, lmod and libnss-wrapper; keeps records of
-# the jobs with slurmdbd and mariadb-server-core.
+# where a package is missing.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 python=${1:-${here%/tests/slurm}/.venv/bin/python}
@@ -11,8 +10,7 @@ PATH=$PATH:/usr/sbin # where the daemons are, for other users than root
 # The daemons listen where the name of the computer leads: it has to be here for them.
 as_localhost=(env NSS_WRAPPER_HOSTNAME=localhost LD_PRELOAD=libnss_wrapper.so)
 if ! { type -P slurmctld slurmd sbatch munged && bash -lc 'type module'; } &>/dev/null ||
-    [ "$("${as_localhost[@]}" hostname 2>/dev/null)" != localhost ]
-then
+    [ "$("${as_localhost[@]}" hostname 2>/dev/null)" != localhost ]; then
     echo "Slurm or Lmod is missing: apt-get install slurm-wlm munge lmod libnss-wrapper" >&2
     exit 77
 fi
@@ -44,13 +42,12 @@ daemon() { # its name, its program and arguments; Ctrl-C does not reach it
 }
 wait_for() { # that a command succeeds, not for long, and not if a daemon has ended
     until timeout 5 "$@" &>/dev/null; do
-        [ $SECONDS -lt 20 ] && [ "$(jobs -pr | wc -l)" = ${#pids[@]} ] || exit 1
+        [ $SECONDS -lt 60 ] && [ "$(jobs -pr | wc -l)" = ${#pids[@]} ] || exit 1
         sleep 0.1
     done
 }
-daemon munge munged --foreground --force --socket="$folder/munge.socket" \
-    --key-file="$folder/munge.key" --seed-file="$folder/munge.seed" \
-    --pid-file="$folder/munge.pid" --origin=127.0.0.1
+daemon munge munged -F -f -S "$folder/munge.socket" --key-file="$folder/munge.key" \
+    --seed-file="$folder/munge.seed" --pid-file="$folder/munge.pid" --origin=127.0.0.1
 wait_for test -S "$folder/munge.socket"
 if { type -P slurmdbd && mariadbd --version; } &>/dev/null; then
     daemon mariadb mariadbd --no-defaults --user="$(id -un)" --skip-networking \
