@@ -113,7 +113,7 @@ def check_memory(raster, window, pieces, pythons):
     """Tell what to ask Slurm for if a run may need more than --mem-per-cpu gave."""
     rows = pieces[0][2] - pieces[0][1] + window
     array = rows * (raster.width + 48) * choose_bands(raster)[1].itemsize  # bytes
-    total = 1.05 * int(os.environ["GDAL_CACHEMAX"]) + 1.1 * array + pythons * 1.3e8
+    total = 1.1 * (int(os.environ["GDAL_CACHEMAX"]) + array) + pythons * 1.3e8
     given, mb = os.environ.get("SLURM_MEM_PER_CPU", ""), int(total / 2**20)
     if given.isdecimal() and 0 < int(given) < mb:
         print(f"{raster.name}: low memory, sbatch --mem-per-cpu={mb}", file=sys.stderr)
