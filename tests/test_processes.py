@@ -149,24 +149,34 @@ def test_stopped_run_leaves_nothing_behind(tmp_path, paused, small, place, delay
         list(threads.map(stop, *zip(*itertools.product(SCRIPTS, KILLS))))
 
 
-@pytest.mark.parametrize("place", [WORKER, READ, RENAME])
-def test_killed_run_can_be_repeated(tmp_path, paused, run_fast, small, place):
-    """What it leaves, in sight, is in nobody's way; a worker that starts late ends, too."""
-    cwd = tmp_path / "run"
-    with paused(tmp_path, MULTI, small, place) as (pid, gate, end):
-        wait_until(lambda: files(cwd / "smooth"))
-        os.kill(pid, SIGKILL)
+def test_worker_that_starts_late_ends_with_its_parent(tmp_path, paused):
+    """It could wait for ever for a lock of another one, which was killed in time."""
+    late = 'multiprocessing.current_process().name.endswith("2")'
+    fifo = tmp_path / "fifo.tif"
+    os.mkfifo(fifo)  # who opens it waits, so that there is nothing to do meanwhile
+    with paused(tmp_path, MULTI, fifo, WORKER, late) as (pid, gate, end):
+        time.sleep(0.2)  # the other one begins to wait for something to do
+        os.kill(pid, SIGTERM)
         wait_until(lambda: pid not in find_members(pid))
         (gate / "go").touch()
         done = end()
-    assert (done.returncode, done.stderr) == (-SIGKILL, ""), done
+    assert (done.returncode, done.stderr) == (-SIGTERM, ""), done
+
+
+@pytest.mark.parametrize("place", [READ, RENAME])
+def test_killed_run_can_be_repeated(tmp_path, paused, run_fast, small, place):
+    """What it leaves, in sight, is in nobody's way."""
+    cwd = tmp_path / "run"
+    with paused(tmp_path, MULTI, small, place) as (pid, _, end):
+        os.kill(pid, SIGKILL)
+        end()
     (left,) = (cwd / "smooth").glob("*")
     assert left.match("smooth/tmp*.unfinished"), left
     before = files(cwd)
     check_whole(run_fast(MULTI, small, cwd=cwd), small, cwd, before=before)
 
 
-@pytest.mark.parametrize("first, second", itertools.product(SCRIPTS, SCRIPTS))
+@pytest.mark.parametrize("first, second", list(itertools.product(SCRIPTS, SCRIPTS)))
 def test_two_runs_at_once_do_not_mix(tmp_path, paused, run_fast, small, first, second):
     cwd = tmp_path / "run"
     with paused(tmp_path, first, small, WRITE, DRAFT) as (_, gate, end):
@@ -192,14 +202,12 @@ def test_nonsense_as_cpus_or_memory_is_no_failure(tmp_path, run_fast, small):
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_start_method_changes_nothing(tmp_path, run_fast, small, damaged, method):
+def test_start_method_changes_nothing(public, run_fast, small, damaged, method):
     """The result, or the line that says why not; nothing stays in TMPDIR."""
-    cwd = tmp_path / "run"
-    cwd.mkdir()
     hook = f"import multiprocessing\nmultiprocessing.set_start_method({method!r})"
-    options = {"cwd": cwd, "hook": hook, "TMPDIR": str(cwd)}
-    check_none(run_fast(MULTI, damaged, **options), damaged, cwd, "cannot read it")
-    check_whole(run_fast(MULTI, small, **options), small, cwd)
+    options = {"cwd": public, "hook": hook, "TMPDIR": str(public)}
+    check_none(run_fast(MULTI, damaged, **options), damaged, public, "cannot read it")
+    check_whole(run_fast(MULTI, small, **options), small, public)
 
 
 def test_the_processor_time_of_workers_is_counted(tmp_path, run_fast):

@@ -245,6 +245,21 @@ def test_missing_sheet_of_a_virtual_raster_is_named(tmp_path, run_both, dem, nam
         assert files(cwd) in ([], ["smooth"])
 
 
+def test_hostile_virtual_raster_runs_no_code(tmp_path, run_both, dem):
+    code = f""" subClass="VRTDerivedRasterBand">
+        <PixelFunctionType>attack</PixelFunctionType>
+        <PixelFunctionLanguage>Python</PixelFunctionLanguage>
+        <PixelFunctionCode><![CDATA[
+def attack(*arguments, **keywords):
+    open({str(tmp_path / "executed")!r}, "w")
+]]></PixelFunctionCode>"""
+    raster = write_vrt(tmp_path / "hostile.vrt", dem(ONES), extra=code)
+    for cwd, done in run_both(raster, 3):
+        check_failed(done, raster)
+        assert files(cwd) in ([], ["smooth"])
+    assert not (tmp_path / "executed").exists()
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_result_never_replaces_what_is_none_of_its_raster(tmp_path, run_fast, script):
     """Above all the raster itself, or one that it reads, whatever it is called."""

@@ -216,7 +216,7 @@ def test_as_many_processes_as_cpus(cluster, tmp_path):
     raster, jobs = tools.write_zeros(tmp_path / "sheet.tif", 3000, 3000), {}
     for count, options in (4, ""), (3, "--cpus-per-task=3 "):
         folder = checkout(tmp_path / str(count))
-        job = submit(cluster, folder, f"sbatch {options}{MULTI} {raster} 101")
+        job = submit(cluster, folder, f"sbatch {options}{MULTI} {raster} 201")
         jobs[job] = count + 1, count + 1  # with the one that waits, and no shell
     most = dict.fromkeys(jobs, (0, 0))
     while not all(ended(cluster, job) for job in jobs):

@@ -58,7 +58,7 @@ def test_whatever_the_hosts_file_says(tmp_path, address, missing):
         command += ["unshare", *ids]
     command += ["bash", "-c", SESSION, place, sys.executable]
     done = run(command, TMPDIR=str(place), PLACE=str(place))
-    assert done.returncode == 0, done
+    assert done.returncode == 0, done.stderr
     first, *others = (place / "started").read_text().splitlines()
     assert ("No records" in first, len(others)) == (missing != "", 5 if missing else 4)
     outputs = [(place / name).read_text() for name in ("job.txt", "step.txt")]

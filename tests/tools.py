@@ -83,7 +83,6 @@ def damage_end(path):
 
 def write_raster(path, bands, **profile):
     """Write an array (band, row, column) as a GeoTIFF in Finnish coordinates; return its path."""
-    bands = np.asarray(bands)
     place = {"crs": "EPSG:3067", "transform": rasterio.Affine(2, 0, 5e5, 0, -2, 7e6)}
     kind = dict(zip(["count", "height", "width"], bands.shape)) | {"dtype": bands.dtype}
     profile = {"driver": "GTiff"} | place | kind | profile
@@ -113,16 +112,13 @@ def write_netcdf(path, version=1, shape=(40, 50), names=("red", "nir")):
 def write_vrt(path, *sources, extra=">"):
     """Write a virtual raster of 50 x 40 pixels, its sources one below the other."""
     rows = 40 // len(sources)
-    sources = "".join(
-        f"""<SimpleSource><SourceFilename>{source}</SourceFilename>
-        <SourceBand>1</SourceBand><SrcRect xOff="0" yOff="0" xSize="50" ySize="{rows}"/>
+    text = f"""<VRTDataset rasterXSize="50" rasterYSize="40">
+        <VRTRasterBand dataType="Float32" band="1"{extra}"""
+    for top, source in zip(range(0, 40, rows), sources):
+        text += f"""<SimpleSource><SourceFilename>{source}</SourceFilename><SourceBand>1
+        </SourceBand><SrcRect xOff="0" yOff="0" xSize="50" ySize="{rows}"/>
         <DstRect xOff="0" yOff="{top}" xSize="50" ySize="{rows}"/></SimpleSource>"""
-        for top, source in zip(range(0, 40, rows), sources)
-    )
-    path.write_text(
-        f"""<VRTDataset rasterXSize="50" rasterYSize="40"><VRTRasterBand
-        dataType="Float32" band="1"{extra}{sources}</VRTRasterBand></VRTDataset>"""
-    )
+    path.write_text(f"{text}</VRTRasterBand></VRTDataset>")
     return path
 
 
