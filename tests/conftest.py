@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,9 +74,11 @@ def cluster():
                 pytest.skip(done.stderr)
             assert done.returncode == 0, done.stderr
             yield variables | dict(re.findall(r"export (\w+)=(.*)", done.stdout))
-        finally:  # also after Ctrl-C while it starts
+        finally:  # also after Ctrl-C while it starts; a second one has to wait
+            interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
             for folder in Path(place).glob("slurm.*"):
                 subprocess.run(["bash", SLURM / "stop.sh", folder], check=False)
+            signal.signal(signal.SIGINT, interrupt)
             assert not list(Path(place).glob("slurm.*"))
             assert tools.processes(f"SLURM_CONF={place}/") == []
 
