@@ -125,6 +125,9 @@ def blur_piece(raster, window, layout, bands, top, bottom):
     halo = window // 2  # rows above and below that the means need
     masked = any(MaskFlags.all_valid not in flags for flags in raster.mask_flag_enums)
     alphas = [band for band in raster.indexes if band not in starts]
+    if len(bands) > 127:  # then GDAL keeps all bands of a block only if asked for all
+        for y in range(max(top - halo, 0), min(bottom + halo, raster.height)):
+            raster.read(bands, window=((y, y + 1), (0, raster.width)))
     with open(draft, "r+b", buffering=2**20) as file:
         for band in bands:
             span = top - halo, bottom + halo
