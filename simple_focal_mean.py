@@ -25,40 +25,43 @@ from scipy.ndimage import convolve1d
 def main(path, window):
     """Blur the raster at path, a piece of its rows after the other."""
     with rasterio.open(path) as raster:
-        pieces = split_rows(raster, window, 0, raster.height)
-        check_memory(raster, window, pieces, pythons=1)
+        pieces, size = split_rows(raster, window, 0, raster.height)
+        check_memory(raster, size, pythons=1)
         with new_result(raster, window) as layout:
             for piece in pieces:
                 blur_piece(raster, window, layout, *piece)
 
 
 def split_rows(raster, window, top, bottom):
-    """Return the pieces (bands, top, bottom) of some rows, and limit GDAL's memory."""
+    """Return pieces (bands, top, bottom) of rows, bytes that one takes; set the cache."""
     bands, dtype = choose_bands(raster)
     sizes = [np.dtype(name).itemsize for name in raster.dtypes]  # bytes of a pixel
     # A block that holds all bands is decompressed once if they are blurred together.
     order = getattr(raster.interleaving, "name", raster.driver)
     fits = order == "VRT" and 1100 * raster.width * sum(sizes) < 3e8  # two block rows
     groups = [bands] if fits or order in ("pixel", "line") else [[n] for n in bands]
-    tall = max(raster.block_shapes[0][0], 512 if raster.driver == "VRT" else 1)  # rows
+    tall, wide = raster.block_shapes[0]
+    tall = max(tall, 512 if raster.driver == "VRT" else 1)
     usual = 16e6 / (raster.width + 48) / dtype.itemsize  # rows that take 16 MB
     step = int(max(2 * window, min(usual, tall), usual / len(groups[0])))
     # GDAL must keep all blocks that a piece and its halo touch: each of its bands, and
     # the next piece, needs them again. Untold, it takes 5 % of the memory that it sees.
-    rows = min(((min(step, bottom - top) + window) // tall + 2) * tall, raster.height)
+    first, last = max(top - window // 2, 0), min(bottom + window // 2, raster.height)
+    blocks = min((step + window) // tall + 2, -(-last // tall) - first // tall)
     mask = MaskFlags.per_dataset in raster.mask_flag_enums[0]  # a byte or none
     pixel = mask + (sum(sizes) if len(groups) == 1 else max(sizes))  # bytes
-    os.environ["GDAL_CACHEMAX"] = str(int(16e6 + rows * raster.width * pixel))
+    cache = int(16e6 + blocks * tall * -(-raster.width // wide) * wide * pixel)
+    os.environ["GDAL_CACHEMAX"] = str(cache)
+    array = (min(step, bottom - top) + window) * (raster.width + 48) * dtype.itemsize
     tops = range(top, bottom, step)
-    return [(group, y, min(y + step, bottom)) for group in groups for y in tops]
+    pieces = [(group, y, min(y + step, bottom)) for group in groups for y in tops]
+    return pieces, cache + array
 
 
-def check_memory(raster, window, pieces, pythons):
+def check_memory(raster, size, pythons):
     """Tell what to ask Slurm for if a run may need more than --mem-per-cpu gave."""
-    rows = pieces[0][2] - pieces[0][1] + window
-    array = rows * (raster.width + 48) * choose_bands(raster)[1].itemsize  # bytes
-    total = 1.1 * (int(os.environ["GDAL_CACHEMAX"]) + array) + pythons * 1.3e8
-    given, mb = os.environ.get("SLURM_MEM_PER_CPU", ""), int(total / 2**20)
+    given = os.environ.get("SLURM_MEM_PER_CPU", "")
+    mb = int((1.1 * size + pythons * 1.3e8) / 2**20)
     if given.isdecimal() and 0 < int(given) < mb:
         print(f"{raster.name}: low memory, sbatch --mem-per-cpu={mb}", file=sys.stderr)
 
@@ -69,15 +72,18 @@ def blur_piece(raster, window, layout, bands, top, bottom):
     halo = window // 2  # rows above and below that the means need
     masked = any(MaskFlags.all_valid not in flags for flags in raster.mask_flag_enums)
     alphas = [band for band in raster.indexes if band not in starts]
-    if len(bands) > 127:  # then GDAL keeps all bands of a block only if asked for all
-        for y in range(max(top - halo, 0), min(bottom + halo, raster.height)):
-            raster.read(bands, window=((y, y + 1), (0, raster.width)))
-    with open(draft, "r+b", buffering=2**20) as file:
-        for band in bands:
-            span = top - halo, bottom + halo
-            values = read_rows(raster, band, masked, alphas, dtype, *span)
-            file.seek(starts[band] + top * raster.width * dtype.itemsize)
-            file.writelines(average(values, window))
+    try:
+        if len(bands) > 127:  # GDAL keeps all of a block only if asked for all bands
+            for y in range(max(top - halo, 0), min(bottom + halo, raster.height)):
+                raster.read(bands, window=((y, y + 1), (0, raster.width)))
+        with open(draft, "r+b", buffering=2**20) as file:
+            for band in bands:
+                span = top - halo, bottom + halo
+                values = read_rows(raster, band, masked, alphas, dtype, *span)
+                file.seek(starts[band] + top * raster.width * dtype.itemsize)
+                file.writelines(average(values, window))
+    except rasterio.errors.RasterioError as error:
+        raise OSError(f"cannot read it: {error.__cause__ or error}") from None
 
 
 def read_rows(raster, band, masked, alphas, dtype, top, bottom):
@@ -90,14 +96,11 @@ def read_rows(raster, band, masked, alphas, dtype, top, bottom):
     for y in range(first, last, few):
         part = values[y - top : min(y + few, last) - top]
         box = (y, y + len(part)), (0, raster.width)
-        try:
-            raster.read(band, window=box, out=part)
-            if masked:
-                part[raster.read_masks(band, window=box) == 0] = np.nan
-            for alpha in alphas:  # which GDAL takes for a mask of 1 or 3 bands only
-                part[raster.read(alpha, window=box) == 0] = np.nan
-        except rasterio.errors.RasterioError as error:
-            raise OSError(f"cannot read it: {error.__cause__ or error}") from None
+        raster.read(band, window=box, out=part)
+        if masked:
+            part[raster.read_masks(band, window=box) == 0] = np.nan
+        for alpha in alphas:  # which GDAL takes for a mask of 1 or 3 bands only
+            part[raster.read(alpha, window=box) == 0] = np.nan
     return values
 
 
@@ -152,16 +155,11 @@ def lay_out(draft, raster, window):
     """Write a draft but for its pixels; return it, where its bands begin, its type."""
     bands, dtype = choose_bands(raster)
     size = {"width": raster.width, "height": raster.height, "count": len(bands)}
-    place = {"transform": raster.transform, "gcps": raster.gcps[0]}
+    place = {"transform": raster.transform, "gcps": raster.gcps[0], "dtype": dtype}
     place["crs"] = raster.crs or raster.gcps[1] or rasterio.CRS()
     with contextlib.suppress(KeyError):  # some are not whole
         place["rpcs"] = raster.rpcs
-    kind = {
-        "dtype": dtype,
-        "interleave": "band",
-        "blockysize": 1,
-        "endianness": "NATIVE",
-    }
+    kind = {"interleave": "band", "blockysize": 1, "endianness": "NATIVE"}
     stale = "(?i)statistics|nodata|fill|missing|valid_|_range|sample|^(ns|bidx)$"
     with rasterio.open(draft, "w", "GTiff", **size, **place, **kind) as result:
         for number, band in enumerate([0, *bands]):  # 0 is the raster
@@ -175,11 +173,9 @@ def lay_out(draft, raster, window):
         result.colorinterp = [ColorInterp[c.replace("palette", "gray")] for c in colors]
     with rasterio.open(draft, "r+") as result:  # before, GDAL would write all rows
         result.nodata = np.nan
-    with (
-        contextlib.suppress(AttributeError),
-        open(draft, "r+b") as file,
-    ):  # not on macOS
-        os.posix_fallocate(file.fileno(), 0, draft.stat().st_size)  # a full disk fails
+    # A full disk fails here, except on macOS, which has no such function.
+    with contextlib.suppress(AttributeError), open(draft, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, draft.stat().st_size)
     starts, last = {}, raster.height - 1
     with rasterio.open(draft) as result:  # fails if its head is not whole
         for number, band in enumerate(bands, 1):

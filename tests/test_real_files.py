@@ -215,10 +215,11 @@ def test_what_is_no_raster_or_has_no_band_to_blur_is_named(tmp_path, run_both, k
         assert files(cwd) == []
 
 
-@pytest.mark.parametrize("cut_off", [True, False])
-def test_damaged_raster_gives_no_result(run_both, dem, cut_off):
-    values = np.random.default_rng(0).integers(0, 99, (1, 600, 600), np.int16)
-    raster = dem(values, compress="deflate", tiled=True, blockxsize=64, blockysize=64)
+@pytest.mark.parametrize("cut_off, bands", [(True, 1), (False, 1), (True, 130)])
+def test_damaged_raster_gives_no_result(run_both, dem, cut_off, bands):
+    values = np.random.default_rng(0).integers(0, 99, (bands, 600, 600), np.int16)
+    profile = {"tiled": True, "blockxsize": 64, "blockysize": 64, "interleave": "pixel"}
+    raster = dem(values, compress="deflate", **profile)
     with open(raster, "r+b") as file:
         file.seek(raster.stat().st_size // 2)
         if cut_off:
