@@ -125,17 +125,17 @@ def check_memory(raster, size, pythons):
 def blur_piece(raster, window, layout, bands, top, bottom):
     """Write the means of a piece, some rows of bands, where the layout says."""
     draft, starts, dtype = layout
-    halo = window // 2  # rows above and below that the means need
+    start, end = top - window // 2, bottom + window // 2  # rows, with the halo
     masked = any(MaskFlags.all_valid not in flags for flags in raster.mask_flag_enums)
     alphas = [band for band in raster.indexes if band not in starts]
     try:
         if len(bands) > 127:  # GDAL keeps all of a block only if asked for all bands
-            for y in range(max(top - halo, 0), min(bottom + halo, raster.height)):
+            tall = raster.block_shapes[0][0]
+            for y in range(max(start, 0) // tall * tall, min(end, raster.height), tall):
                 raster.read(bands, window=((y, y + 1), (0, raster.width)))
         with open(draft, "r+b", buffering=2**20) as file:
             for band in bands:
-                span = top - halo, bottom + halo
-                values = read_rows(raster, band, masked, alphas, dtype, *span)
+                values = read_rows(raster, band, masked, alphas, dtype, start, end)
                 file.seek(starts[band] + top * raster.width * dtype.itemsize)
                 file.writelines(average(values, window))
     except rasterio.errors.RasterioError as error:
