@@ -13,9 +13,9 @@ import functools
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from scipy.ndimage import convolve1d
 
+DRAFTS = Path("smooth", f"{os.urandom(8).hex()}.unfinished")  # nobody else's folder
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
 
 
@@ -177,21 +178,21 @@ def new_result(raster, window):
         name = re.sub(r"[^\w.-]+", "_", raster.name).removesuffix(".tif").strip("_")
     target = Path("smooth", f"{name}.tif")
     check_earlier(raster, target)
-    target.parent.mkdir(exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up
-    with tempfile.TemporaryDirectory(".unfinished", None, "smooth", True) as folder:
-        try:
-            layout = lay_out(Path(folder, target.name), raster, window)
-        except Exception as error:  # noqa: BLE001
-            raise OSError(f"cannot write it, is the disk full? {error}") from None
-        yield layout
-        check_earlier(raster, target)
-        for number in signal.SIGINT, signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)  # the rest takes no time
-        for ending in ".aux.xml", ".ovr", ".msk":  # of an earlier result
-            Path(f"{target}{ending}").unlink(missing_ok=True)
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # the .tif at last
-            file.replace(target.with_name(file.name))
+    DRAFTS.mkdir(parents=True)
+    try:
+        layout = lay_out(DRAFTS / target.name, raster, window)
+    except Exception as error:  # noqa: BLE001
+        raise OSError(f"cannot write it, is the disk full? {error}") from None
+    yield layout
+    check_earlier(raster, target)
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, signal.SIG_IGN)  # the rest takes no time
+    for ending in ".aux.xml", ".ovr", ".msk":  # of an earlier result
+        Path(f"{target}{ending}").unlink(missing_ok=True)
+    for file in sorted(DRAFTS.iterdir(), reverse=True):  # the .tif at last
+        file.replace(target.with_name(file.name))
+    shutil.rmtree(DRAFTS, ignore_errors=True)
     text = f"{raster.width} x {raster.height} pixels, window {window} x {window}"
     with contextlib.suppress(OSError, ValueError):  # it is whole, printed or not
         print(f"{target}: {text}", flush=True)
@@ -210,19 +211,16 @@ def check_earlier(raster, target):
 def lay_out(draft, raster, window):
     """Write a draft but for its pixels; return it, where its bands begin, its type."""
     bands, dtype = choose_bands(raster)
-    size = {"width": raster.width, "height": raster.height, "count": len(bands)}
-    place = {"transform": raster.transform, "gcps": raster.gcps[0], "dtype": dtype}
-    place["crs"] = raster.crs or raster.gcps[1] or rasterio.CRS()
-    with contextlib.suppress(KeyError):  # some are not whole
-        place["rpcs"] = raster.rpcs
+    crs = raster.crs or raster.gcps[1] or rasterio.CRS()
+    head = "GTiff", *raster.shape[::-1], len(bands), crs, raster.transform, dtype
     kind = {"interleave": "band", "blockysize": 1, "endianness": "NATIVE"}
     stale = "(?i)statistics|nodata|fill|missing|valid_|_range|sample|^(ns|bidx)$"
-    with rasterio.open(draft, "w", "GTiff", **size, **place, **kind) as result:
-        for number, band in enumerate([0, *bands]):  # 0 is the raster
-            tags = raster.tags(band).items()
-            kept = {key: tag for key, tag in tags if not re.search(stale, key)}
+    with rasterio.open(draft, "w", *head, gcps=raster.gcps[0], **kind) as result:
+        for number, n in enumerate([0, *bands]):  # 0 is the raster
+            kept = {k: v for k, v in raster.tags(n).items() if not re.search(stale, k)}
             result.update_tags(number, **kept)
         result.update_tags(FOCAL_MEAN_WINDOW=window, FOCAL_MEAN_OF=raster.name)
+        result.update_tags(ns="RPC", **raster.tags(ns="RPC"))
         for item in "descriptions", "scales", "offsets", "units":
             setattr(result, item, [getattr(raster, item)[band - 1] for band in bands])
         colors = [raster.colorinterp[band - 1].name for band in bands]
@@ -264,6 +262,9 @@ if __name__ == "__main__":
     try:
         main(options.raster, options.window)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
+        for number in signal.SIGINT, signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)  # the rest takes no time
+        shutil.rmtree(DRAFTS, ignore_errors=True)
         reason = " ".join(str(error).split()).removeprefix(f"{options.raster}: ")
         print(f"{options.raster}: {reason or 'stopped'}, no result", file=sys.stderr)
         os._exit(1)  # at once, as other threads may never end

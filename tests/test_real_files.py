@@ -298,8 +298,8 @@ def test_result_never_replaces_one_that_came_meanwhile(run_both, folders, dem):
     raster = dem(ONES)
     for cwd in folders:
         earlier = write_earlier(cwd / "other.tif", "other/dem.tif")
-    place = "        yield layout\n"
-    changes = {place: f"{place}        Path('other.tif').rename(target)\n"}
+    place = "    yield layout\n"
+    changes = {place: f"{place}    Path('other.tif').rename(target)\n"}
     for cwd, done in run_both(raster, changes=changes):
         check_failed(done, raster, "would overwrite smooth/dem.tif")
         assert files(cwd / "smooth") == ["dem.tif"]
