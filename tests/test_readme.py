@@ -155,27 +155,6 @@ def test_commands_in_their_order(cluster, tmp_path):
         os.rmdir(short)
 
 
-def test_seamless_result_from_sheets_of_ones_own(cluster, tmp_path):
-    """Without nodata, in a folder with a space in its name, with pixels of 2 m."""
-    need("gdalbuildvrt")
-    folder = copy_tracked(tmp_path / "checkout")
-    environment = cluster | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
-    (folder / ".venv").symlink_to(sys.prefix)
-    (folder / "my maps").mkdir()
-    values = np.random.default_rng(0).integers(1, 900, (1, 200, 300), np.int16)
-    for name, row, column in ("a", 0, 0), ("b", 0, 160), ("c", 90, 0), ("d.e", 90, 160):
-        part = values[:, row : row + row // 9 * 2 + 90, column : column + 160]
-        place = rasterio.Affine(2, 0, 500000 + 2 * column, 0, -2, 7000000 - 2 * row)
-        write_raster(folder / "my maps" / f"{name}.tif", part, transform=place)
-    type_in('ls "my maps"/*.tif > mymaps.txt', folder, environment)
-    recipes = MIDDLE[MIDDLE.index("## Sheets that touch") :]
-    for recipe in re.findall(r"```bash\n(.*?)```", recipes, re.DOTALL):
-        type_in(recipe.replace("part=172", "part=60"), folder, environment)
-    means = check_seamless(folder)
-    expected = brute_force(values, True, 15)[0]
-    np.testing.assert_allclose(means, expected, rtol=1e-5, equal_nan=True)
-
-
 def test_page_quotes_what_is_there_is_short_and_its_links_work():
     for _, note, text, _ in PARTS:
         assert not note or text in (ROOT / note.removeprefix(" from ")).read_text()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import tools
+from test_readme import MIDDLE, check_seamless, type_in
 
 SIMPLE, MULTI = "batch_job_simple.sh", "batch_job_multiprocessing.sh"
 ARRAY = "array_job.sh"
@@ -254,6 +256,26 @@ def test_too_small_memory_request(cluster, tmp_path):
     options = [re.search(told, texts(folder)[1])[1] for folder in folders]
     check_good(run_all(*options))
     assert all("sheet.tif" in results(folder) for folder in folders)
+
+
+def test_seamless_result_from_sheets_of_ones_own(cluster, tmp_path):
+    """Without nodata, in a folder with a space in its name, with pixels of 2 m."""
+    tools.need("gdalbuildvrt")
+    folder = checkout(tmp_path)
+    environment = cluster | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    (folder / "my maps").mkdir()
+    values = np.random.default_rng(0).integers(1, 900, (1, 200, 300), np.int16)
+    for name, row, column in ("a", 0, 0), ("b", 0, 160), ("c", 90, 0), ("d.e", 90, 160):
+        part = values[:, row : row + row // 9 * 2 + 90, column : column + 160]
+        place = rasterio.Affine(2, 0, 500000 + 2 * column, 0, -2, 7000000 - 2 * row)
+        tools.write_raster(folder / "my maps" / f"{name}.tif", part, transform=place)
+    type_in('ls "my maps"/*.tif > mymaps.txt', folder, environment)
+    recipes = MIDDLE[MIDDLE.index("## Sheets that touch") :]
+    for recipe in re.findall(r"```bash\n(.*?)```", recipes, re.DOTALL):
+        type_in(recipe.replace("part=172", "part=60"), folder, environment)
+    means = check_seamless(folder)
+    expected = tools.brute_force(values, True, 15)[0]
+    np.testing.assert_allclose(means, expected, rtol=1e-5, equal_nan=True)
 
 
 def test_the_two_batch_files_differ_in_names_and_cpus():
