@@ -37,7 +37,7 @@ STACK = tiles(512, dtype="int16", interleave="pixel")
         ((5490, 1024, 12), STACK, 15, [0, 2], 999),
         ((8000, 6000), ONE_STRIP, 15, [0, 2], 999),
         ((300000, 150), {}, 15, [0, 2], 999),
-        ((3000, 300), {}, 1201, [0, 2], 999),
+        ((3000, 300), {}, 1201, [2], 999),
         ((6000, 2000), {"dtype": "float64"}, 15, [0, 2], 999),
     ],
 )
@@ -71,7 +71,7 @@ def test_benchmark_works_and_has_the_rows_of_its_page():
         for raster in dict.fromkeys(name for name, _, _ in rows)
         for program, window, _ in choose_cases(raster, [ROOT], quick=False)
     ]
-    names = ["classic.nc", "picture.png", "width_8204.tif"]
+    names = ["classic.nc", "width_8204.tif"]
     done = run(sys.executable, ROOT / "tests/benchmark.py", "--quick", *names)
     check_silent(done)
     assert re.findall(row, done.stdout) == [

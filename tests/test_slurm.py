@@ -232,7 +232,7 @@ def test_as_many_processes_as_cpus(cluster, tmp_path):
 
 def test_large_rasters_fit_the_request(cluster, tmp_path):
     """On 1 and on 4 CPUs: no job is killed or warns."""
-    raster = tools.write_zeros(tmp_path / "large.tif", 12000, 12000)
+    raster = tools.write_zeros(tmp_path / "large.tif", 12000, 6000)
     for file in (SIMPLE, MULTI):
         folder = checkout(tmp_path / file)
         check_good(run(cluster, (folder, f"sbatch --time=10 {file} {raster} 51")))
@@ -240,7 +240,7 @@ def test_large_rasters_fit_the_request(cluster, tmp_path):
 
 def test_too_small_memory_request(cluster, tmp_path):
     """Jobs are killed, leave no result, and do well with the option that they told."""
-    raster = tools.write_zeros(tmp_path / "sheet.tif", 3000, 3000)
+    raster = tools.write_zeros(tmp_path / "sheet.tif", 3000, 1500)
     folders = [checkout(tmp_path / str(number)) for number in range(3)]
     files = SIMPLE, MULTI, f"--cpus-per-task=1 {MULTI}"
 
