@@ -58,7 +58,7 @@ for line in sys.stdin:
 
 def pytest_collection_modifyitems(items):
     """Begin with the files that take longest, so that none is left in the end."""
-    long = "test_slurm.py", "test_readme.py", "test_memory.py"
+    long = "test_slurm.py", "test_readme.py", "test_memory.py", "test_start.py"
     items.sort(key=lambda item: item.path.name not in long)
 
 
