@@ -169,22 +169,23 @@ def copy_tracked(folder):
 def processes(*variables):
     """Return the folders in /proc of the processes that were started with variables."""
     found = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is somebody else's
-            text = environment.read_bytes().decode(errors="replace")
+            text = (process / "environ").read_bytes().decode(errors="replace")
             if all(variable in text for variable in variables):
-                found.append(environment.parent)
+                found.append(process)
     return found
 
 
 def find_members(session):
     """Return the processes of a session that are at work."""
     members = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            state, _, _, number = stat.read_text().rpartition(") ")[2].split()[:4]
+            text = (process / "stat").read_text()
+            state, _, _, number = text.rpartition(") ")[2].split()[:4]
             if int(number) == session and state not in "ZX":
-                members.append(int(stat.parent.name))
+                members.append(int(process.name))
     return members
 
 
