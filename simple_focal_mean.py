@@ -35,7 +35,7 @@ def main(path, window):
 
 
 def split_rows(raster, window, top, bottom):
-    """Return pieces (bands, top, bottom) of rows, bytes that one takes; set the cache."""
+    """Return pieces (bands, top, bottom) of rows, and the bytes that blurring takes."""
     bands, dtype = choose_bands(raster)
     sizes = [np.dtype(name).itemsize for name in raster.dtypes]  # bytes of a pixel
     # A block that holds all bands is decompressed once if they are blurred together.
@@ -70,19 +70,19 @@ def check_memory(raster, size, pythons):
 
 def blur_piece(raster, window, layout, bands, top, bottom):
     """Write the means of a piece, some rows of bands, where the layout says."""
-    draft, starts, dtype = layout
+    draft, places, dtype = layout
     start, end = top - window // 2, bottom + window // 2  # rows, with the halo
     masked = any(MaskFlags.all_valid not in flags for flags in raster.mask_flag_enums)
-    alphas = [band for band in raster.indexes if band not in starts]
+    alphas = [band for band in raster.indexes if band not in places]
     try:
-        if len(bands) > 127:  # GDAL keeps all of a block only if asked for all bands
+        if len(bands) > 100:  # of over 127 bands, GDAL keeps only what is asked for
             tall = raster.block_shapes[0][0]
             for y in range(max(start, 0) // tall * tall, min(end, raster.height), tall):
-                raster.read(bands, window=((y, y + 1), (0, raster.width)))
+                raster.read(window=((y, y + 1), (0, raster.width)))
         with open(draft, "r+b", buffering=2**20) as file:
             for band in bands:
                 values = read_rows(raster, band, masked, alphas, dtype, start, end)
-                file.seek(starts[band] + top * raster.width * dtype.itemsize)
+                file.seek(places[band] + top * raster.width * dtype.itemsize)
                 file.writelines(average(values, window))
     except rasterio.errors.RasterioError as error:
         raise OSError(f"cannot read it: {error.__cause__ or error}") from None
@@ -110,7 +110,7 @@ def average(values, window):
     """Return the means of all rows but half a window at each end; changes values."""
     # Down, then across, makes a square. Beyond the left and right edge is NaN.
     weights, halo = np.full(window, 1 / window), window // 2
-    convolve1d(values, weights, 0, output=values, mode="constant", cval=np.nan)
+    convolve1d(values, weights, 0, output=values)
     means = values[halo : len(values) - halo]
     return convolve1d(means, weights, 1, output=means, mode="constant", cval=np.nan)
 
@@ -146,7 +146,7 @@ def new_result(raster, window):
 def check_earlier(raster, target):
     """ValueError if the result's name is taken by anything but an earlier result."""
     if target.exists():
-        with rasterio.open(target) as earlier:  # its tag has no blanks in front
+        with rasterio.open(target) as earlier:  # a tag loses blanks in front
             of = os.path.realpath(earlier.tags().get("FOCAL_MEAN_OF", ""))
         path, *files = map(os.path.realpath, [raster.name.lstrip(), *raster.files])
         if of != path or os.path.realpath(target) in files:
@@ -170,20 +170,20 @@ def lay_out(draft, raster, window):
             setattr(result, item, [getattr(raster, item)[band - 1] for band in bands])
         colors = [raster.colorinterp[band - 1].name for band in bands]
         result.colorinterp = [ColorInterp[c.replace("palette", "gray")] for c in colors]
-    with rasterio.open(draft, "r+") as result:  # before, GDAL would write all rows
+    with rasterio.open(draft, "r+") as result:  # set before, GDAL would write all rows
         result.nodata = np.nan
     # A full disk fails here, except on macOS, which has no such function.
     with contextlib.suppress(AttributeError), open(draft, "r+b") as file:
         os.posix_fallocate(file.fileno(), 0, draft.stat().st_size)
-    starts, last = {}, raster.height - 1
+    places, last = {}, raster.height - 1
     with rasterio.open(draft) as result:  # fails if its head is not whole
         for number, band in enumerate(bands, 1):
             keys = "BLOCK_OFFSET_0_0", f"BLOCK_OFFSET_0_{last}"
             begin, end = (int(result.get_tag_item(k, "TIFF", number)) for k in keys)
             if end - begin != last * raster.width * dtype.itemsize:
                 raise OSError("GDAL has not laid out its rows one behind the other")
-            starts[band] = begin
-    return draft, starts, dtype
+            places[band] = begin
+    return draft, places, dtype
 
 
 def choose_bands(raster):

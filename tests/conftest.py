@@ -43,6 +43,7 @@ for line in sys.stdin:
             for kind in ("user", "mnt"):
                 namespace = os.open(f"{process}/ns/{kind}", os.O_RDONLY)
                 assert ctypes.CDLL(None).setns(namespace, 0) == 0
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # not so behind "&"
         os.chdir(folder)
         os.environ |= case["environment"]
         code = open(case["arguments"][0]).read()
