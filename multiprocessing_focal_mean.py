@@ -24,7 +24,7 @@ import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from scipy.ndimage import convolve1d
 
-DRAFTS = Path("smooth", f"{os.urandom(8).hex()}.unfinished")  # nobody else's folder
+FOLDER = Path("smooth", f"{os.urandom(8).hex()}.unfinished")  # of this run's draft
 PROGRESS = "0...10...20...30...40...50...60...70...80...90...100"
 
 
@@ -43,7 +43,7 @@ def main(path, window):
         cuts = [raster.height * i // cpus for i in range(cpus + 1)]
         chunks = [(i, cuts[i], cuts[i + 1]) for i in range(cpus)]
         sizes = [split_rows(raster, window, *rows)[1] for _, *rows in chunks]  # bytes
-        check_memory(raster, sum(sizes) / cpus, pythons=0.7 + 1 / cpus)  # main's, too
+        check_memory(raster, sum(sizes) / cpus, pythons=0.7 + 1 / cpus)  # 1 is main's
         with new_result(raster, window) as layout:
             blur = functools.partial(blur_chunk, path, window, layout)
             wait_for(pool.imap_unordered(blur, chunks), workers)
@@ -179,9 +179,9 @@ def new_result(raster, window):
     target = Path("smooth", f"{name}.tif")
     check_earlier(raster, target)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up
-    DRAFTS.mkdir(parents=True)
+    FOLDER.mkdir(parents=True)
     try:
-        layout = lay_out(DRAFTS / target.name, raster, window)
+        layout = lay_out(FOLDER / target.name, raster, window)
     except Exception as error:  # noqa: BLE001
         raise OSError(f"cannot write it, is the disk full? {error}") from None
     yield layout
@@ -190,9 +190,9 @@ def new_result(raster, window):
         signal.signal(number, signal.SIG_IGN)  # the rest takes no time
     for ending in ".aux.xml", ".ovr", ".msk":  # of an earlier result
         Path(f"{target}{ending}").unlink(missing_ok=True)
-    for file in sorted(DRAFTS.iterdir(), reverse=True):  # the .tif at last
+    for file in sorted(FOLDER.iterdir(), reverse=True):  # the .tif at last
         file.replace(target.with_name(file.name))
-    shutil.rmtree(DRAFTS, ignore_errors=True)
+    shutil.rmtree(FOLDER, ignore_errors=True)
     text = f"{raster.width} x {raster.height} pixels, window {window} x {window}"
     with contextlib.suppress(OSError, ValueError):  # it is whole, printed or not
         print(f"{target}: {text}", flush=True)
@@ -263,8 +263,8 @@ if __name__ == "__main__":
         main(options.raster, options.window)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
         for number in signal.SIGINT, signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)  # the rest takes no time
-        shutil.rmtree(DRAFTS, ignore_errors=True)
+            signal.signal(number, signal.SIG_IGN)  # so that the draft goes whole
+        shutil.rmtree(FOLDER, ignore_errors=True)
         reason = " ".join(str(error).split()).removeprefix(f"{options.raster}: ")
         print(f"{options.raster}: {reason or 'stopped'}, no result", file=sys.stderr)
         os._exit(1)  # at once, as other threads may never end

@@ -21,7 +21,7 @@ import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from scipy.ndimage import convolve1d
 
-DRAFTS = Path("smooth", f"{os.urandom(8).hex()}.unfinished")  # nobody else's folder
+FOLDER = Path("smooth", f"{os.urandom(8).hex()}.unfinished")  # of this run's draft
 
 
 def main(path, window):
@@ -124,9 +124,9 @@ def new_result(raster, window):
     target = Path("smooth", f"{name}.tif")
     check_earlier(raster, target)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up
-    DRAFTS.mkdir(parents=True)
+    FOLDER.mkdir(parents=True)
     try:
-        layout = lay_out(DRAFTS / target.name, raster, window)
+        layout = lay_out(FOLDER / target.name, raster, window)
     except Exception as error:  # noqa: BLE001
         raise OSError(f"cannot write it, is the disk full? {error}") from None
     yield layout
@@ -135,9 +135,9 @@ def new_result(raster, window):
         signal.signal(number, signal.SIG_IGN)  # the rest takes no time
     for ending in ".aux.xml", ".ovr", ".msk":  # of an earlier result
         Path(f"{target}{ending}").unlink(missing_ok=True)
-    for file in sorted(DRAFTS.iterdir(), reverse=True):  # the .tif at last
+    for file in sorted(FOLDER.iterdir(), reverse=True):  # the .tif at last
         file.replace(target.with_name(file.name))
-    shutil.rmtree(DRAFTS, ignore_errors=True)
+    shutil.rmtree(FOLDER, ignore_errors=True)
     text = f"{raster.width} x {raster.height} pixels, window {window} x {window}"
     with contextlib.suppress(OSError, ValueError):  # it is whole, printed or not
         print(f"{target}: {text}", flush=True)
@@ -208,8 +208,8 @@ if __name__ == "__main__":
         main(options.raster, options.window)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
         for number in signal.SIGINT, signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)  # the rest takes no time
-        shutil.rmtree(DRAFTS, ignore_errors=True)
+            signal.signal(number, signal.SIG_IGN)  # so that the draft goes whole
+        shutil.rmtree(FOLDER, ignore_errors=True)
         reason = " ".join(str(error).split()).removeprefix(f"{options.raster}: ")
         print(f"{options.raster}: {reason or 'stopped'}, no result", file=sys.stderr)
         os._exit(1)  # at once, as other threads may never end

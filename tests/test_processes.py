@@ -213,7 +213,12 @@ def test_start_method_changes_nothing(public, run_fast, small, damaged, method):
 def test_the_processor_time_of_workers_is_counted(tmp_path, run_fast):
     """As a cluster books it: of a process and of those that it has waited for."""
     raster = tools.write_zeros(tmp_path / "a.tif", 1500, 1500)
-    simple, multi = (run_fast(script, raster, 301, cwd=tmp_path) for script in SCRIPTS)
-    check_silent(simple)
-    check_silent(multi)
-    assert multi.seconds > 0.8 * simple.seconds > 0.3
+    runs = [
+        [run_fast(script, raster, 301, cwd=tmp_path) for script in SCRIPTS]
+        for _ in range(3)  # the fewest seconds count, as other programs run, too
+    ]
+    for done in itertools.chain(*runs):
+        check_silent(done)
+    simple, multi = np.min([[done.seconds for done in pair] for pair in runs], 0)
+    print(f"{simple:.2f} s, with workers {multi:.2f} s")
+    assert multi > 0.8 * simple > 0.3
