@@ -42,14 +42,14 @@ STACK = tiles(512, dtype="int16", interleave="pixel")
     ],
 )
 def test_job_is_told_what_to_ask_for(tmp_path, size, profile, window, cpus, limit):
-    """Never too little, and at most 1.6 times what it takes. 0 CPUs: the simple script."""
+    """Never too little, and at most 1.7 times what it takes. 0 CPUs: the simple script."""
     raster = write_zeros(tmp_path / "a.tif", *size, **profile)
     for number in cpus:
         script = MULTI if number else SIMPLE
         taken, told = peak_of(script, raster, window, number or 1)
         print(f"{script.name}, {number} CPUs: takes {taken:.0f} MB, told {told:.0f} MB")
         assert 60 < taken < limit
-        assert taken < told < 1.6 * taken
+        assert taken < told < 1.7 * taken
 
 
 def test_more_rows_or_bands_take_no_more_memory(tmp_path):
