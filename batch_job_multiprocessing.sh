@@ -1,17 +1,22 @@
 #!/bin/bash -l
-#SBATCH --job-name=focal_mean    # what squeue calls the job
-#SBATCH --output=out.txt         # what the script prints goes here,
-#SBATCH --error=err.txt          # and what went wrong goes here
-#SBATCH --partition=serial       # the queue for jobs on one node: sinfo lists yours
-#SBATCH --time=00:00:05          # hours:minutes:seconds; Slurm rounds up to a minute
-#SBATCH --ntasks=1               # one program is started,
-#SBATCH --cpus-per-task=4        # which runs on so many CPUs of one node
-#SBATCH --mem-per-cpu=500        # MB for each of these CPUs
+#SBATCH --job-name=multi         # the name that squeue shows
+##SBATCH --account=project_2000000    # the project that pays: write yours, remove one #
+#SBATCH --output=out.txt         # the file for what the script prints
+#SBATCH --error=err.txt          # the file for its errors
+#SBATCH --partition=serial       # the queue to wait in: sinfo lists those of a cluster
+#SBATCH --time=00:00:05          # hours:minutes:seconds at most, rounded up to a minute
+#SBATCH --ntasks=1               # how many programs Slurm prepares for: one
+#SBATCH --cpus-per-task=4        # CPUs for each program
+#SBATCH --mem-per-cpu=500        # MB of memory for each CPU
 
-# sbatch batch_job_multiprocessing.sh [RASTER [WINDOW]]
+# sbatch takes, after the name of this file: [RASTER [WINDOW]]
+raster=${1:-tests/data/jacksboro.vrt}
 
-# Python with rasterio: .venv as README makes it, else a module: change geo-env to yours.
+# Python with rasterio: from the folder .venv that README makes, or else from a module of
+# the cluster: write its name instead of geo-env. (The -l in the first line makes bash a
+# login shell: on many clusters, only that one has the command module.)
 source .venv/bin/activate 2>/dev/null || module load geo-env
-# In the place of this shell (exec), so that Python is told when Slurm ends the job. No
-# srun: from Slurm 22.05 on it would give several processes one CPU.
-exec python multiprocessing_focal_mean.py "${1:-tests/data/jacksboro.vrt}" "${@:2}"
+
+# exec puts Python in the place of this shell, so that Slurm's signals reach Python.
+# (No srun: from Slurm 22.05 on, the program that it starts gets one CPU.)
+exec python multiprocessing_focal_mean.py -- "$raster" "${@:2}"

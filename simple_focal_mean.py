@@ -4,8 +4,8 @@
 
 RASTER is any raster that GDAL opens. WINDOW is the side of the square in pixels, an odd
 number (15 if not given). The means go to smooth/NAME.tif. A mean is NaN, the result's
-nodata, where the window holds an invalid pixel or reaches over the edge of the raster.
-(The same rule as that of focal() in R's package terra for a projected raster.)
+nodata, where the window holds an invalid pixel or extends beyond the raster: the rule of
+focal() in R's package terra (but that joins the two sides of a raster of the globe).
 """
 
 import argparse
@@ -30,16 +30,15 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
 from scipy.ndimage import convolve1d
 
-# What to blur at a time: pieces (bands, first row, end). And the bytes that this takes, in
-# GDAL's cache and in all.
+# pieces: (bands, top, bottom) of each, to be blurred one after the other; cache: bytes of
+# GDAL's cache; memory: bytes in total.
 Plan = collections.namedtuple("Plan", "pieces cache memory")
-# A result on its way: its file so far, its name in the end, the type of its pixels, and
-# for each band the byte of the file where its rows start.
+# path: the unfinished file; target: its final name; dtype: the type of its pixels; starts:
+# for each band, the byte of the file where its rows begin.
 Result = collections.namedtuple("Result", "path target dtype starts")
-# Formats in which a block of the file may hold many bands, though GDAL does not say so.
+# Formats whose blocks may hold many bands; GDAL does not tell whether they do.
 CUBES = "netCDF", "HDF5Image", "Zarr"
-# The folder of an unfinished result. It has its name before it exists, so that fail can
-# remove it at any moment.
+# The folder of the unfinished file, named here so that fail can always remove it.
 FOLDER = Path("smooth", f"{os.urandom(8).hex()}.unfinished")
 
 
@@ -50,15 +49,15 @@ def main(path, window):
         warn_of_memory(raster, plan.memory)
         result = start_result(raster, window)
         with rasterio.Env(GDAL_CACHEMAX=plan.cache):
-            for number, piece in enumerate(plan.pieces):
+            for i, piece in enumerate(plan.pieces):
                 blur_piece(raster, window, result, *piece)
-                show_progress(number, number + 1, len(plan.pieces))
+                show_progress(i, i + 1, len(plan.pieces))
         finish_result(raster, window, result)
 
 
 def blur_piece(raster, window, result, bands, top, bottom):
     """Read a piece with its halo, average it, and write its means."""
-    halo = window // 2  # rows above and below the piece that its means need, too
+    halo = window // 2  # extra rows that are needed above and below the piece
     values = read_rows(raster, bands, top - halo, bottom + halo, result.dtype)
     means = focal_mean(values, window)
     write_rows(result, bands, top, means)
@@ -70,11 +69,11 @@ def read_rows(raster, bands, top, bottom, dtype):
     Invalid pixels are NaN, and so are rows that lie above or below the raster.
     """
     values = empty_rows(len(bands), bottom - top, raster.width, dtype)
-    first, end = max(top, 0), min(bottom, raster.height)  # rows that the raster has
+    first, end = max(top, 0), min(bottom, raster.height)  # the rows inside the raster
     values[:, : first - top] = np.nan
     values[:, end - top :] = np.nan
-    for left, right in split_columns(raster):  # mostly once, for all columns
-        box = (first, end), (left, right)
+    for left, right in split_columns(raster):  # mostly all columns at once
+        box = (first, end), (left, right)  # rasterio calls this a window
         part = values[:, first - top : end - top, left:right]
         raster.read(bands, window=box, out=part)
         hide_invalid(raster, bands, box, part)
@@ -82,39 +81,42 @@ def read_rows(raster, bands, top, bottom, dtype):
 
 
 def hide_invalid(raster, bands, box, values):
-    """Make NaN of what nodata, a mask or an alpha band says is invalid.
+    """Set the pixels to NaN that nodata, a mask or an alpha band marks as invalid.
 
-    values (band, row, column) are those of the box, its (rows, columns) in the raster.
+    values (band, row, column) are the pixels of the box in the raster.
     """
-    flags, nodata = raster.mask_flag_enums, raster.nodatavals  # of all bands
-    for band, rows in zip(bands, values):
-        value = nodata[band - 1]
-        if value is not None and in_dtype_range(value, rows.dtype):
-            if raster.dtypes[band - 1] == "float32":
-                value = np.float32(value)  # 0.1 is rounded, as the pixels are
-            rows[rows == value] = np.nan
-    # GDAL's masks would do that, too, but not where a raster has a mask beside nodata.
+    # With both a mask and nodata, GDAL's masks ignore nodata: so look at each by itself.
+    nodata, flags = raster.nodatavals, raster.mask_flag_enums  # of all bands
+    for band, pixels in zip(bands, values):
+        hide_nodata(pixels, nodata[band - 1], raster.dtypes[band - 1])
     if any(MaskFlags.per_dataset in flags[band - 1] for band in bands):
         values[raster.read_masks(bands, window=box) == 0] = np.nan
-    for alpha in find_alpha(raster):  # for GDAL, it is a mask of 1 or 3 bands only
+    for alpha in find_alpha(raster):  # GDAL makes a mask of it beside 1 or 3 bands only
         values[:, raster.read(alpha, window=box) == 0] = np.nan
 
 
-def focal_mean(values, window):
-    """Return the mean of the window around each pixel, for all rows but the halo's.
+def hide_nodata(pixels, nodata, dtype):
+    """Set the pixels to NaN that have the nodata value of their band, if it has one."""
+    if nodata is None or not in_dtype_range(nodata, pixels.dtype):
+        return
+    if dtype == "float32":
+        nodata = np.float32(nodata)  # as the pixels are stored: 0.1 is not exact
+    pixels[pixels == nodata] = np.nan
 
-    values (band, row, column) must begin and end with the halo, and are overwritten.
-    Any NaN in a window makes its mean NaN. For other weights, change weights; a median
-    needs another function of scipy.ndimage: see README, Other filters.
+
+def focal_mean(values, window):
+    """Return the mean of the window around each pixel, without the rows of the halo.
+
+    values (band, row, column) begin and end with the rows of the halo. They are
+    overwritten. A NaN makes all means NaN whose window it is in.
     """
-    weights = np.full(window, 1 / window)
+    weights = np.full(window, 1 / window)  # a Gaussian has others: see README
     halo = window // 2
-    # The mean down each column, and of these along each row, is the mean of the square:
-    # with 2 x WINDOW multiplications a pixel, not WINDOW x WINDOW. (uniform_filter1d
-    # needs fewer, but keeps a running sum, in which a NaN would stay to the end.)
+    # First the mean down each column, then along each row: the mean of the square, with
+    # 2 x WINDOW multiplications a pixel instead of WINDOW x WINDOW.
     convolve1d(values, weights, axis=1, output=values)
     means = values[:, halo : values.shape[1] - halo]
-    # Beyond the left and right edge is nothing: NaN.
+    # Beyond the left and right edge of the raster there is nothing: NaN.
     convolve1d(means, weights, axis=2, output=means, mode="constant", cval=np.nan)
     return means
 
@@ -128,81 +130,88 @@ def write_rows(result, bands, top, means):
     with open(result.path, "r+b", buffering=2**20) as file:
         for band, rows in zip(bands, means):
             file.seek(result.starts[band] + top * rows[0].nbytes)
-            file.writelines(rows)
+            file.writelines(rows)  # one row of numbers after the other
 
 
-# That was the focal mean: at first reading, stop here. What follows is what real rasters
-# need beside it: little memory, a result that is whole or absent, and what it says of
-# itself.
+# That was the focal mean: at first reading, stop here. The rest is care for real rasters:
+# how much to hold in memory, how to write a result that is complete or absent, and what
+# it says of itself.
 
 
 def empty_rows(bands, height, width, dtype):
-    """Return an array (band, row, column) with a gap of some bytes after each row.
+    """Return an array (band, row, column) with a gap of unused bytes after each row.
 
-    Without gaps, the rows of a width such as 4096 would lie a multiple of 4096 bytes
-    apart. A column is then in few places of the processor's cache: ten times slower.
+    Without gaps, rows of 1024, 2048 or 4096 columns would begin a multiple of 4096 bytes
+    apart. The pixels of a column then compete for the same few places in the processor's
+    cache, and the pass down the columns is ten times slower.
     """
     return np.empty((bands, height, width // 32 * 32 + 48), dtype)[:, :, :width]
 
 
 def split_columns(raster):
-    """Return the columns (first, end) that are read at a time.
+    """Return the columns (first, end) that are read at a time, mostly all.
 
-    In CUBES, these are the columns of a block. For GDAL reads one band after the other: of
-    all columns, the blocks could be so many that each is read anew for each band.
+    In CUBES, these are the columns of one block. GDAL reads band after band, and keeps
+    few blocks meanwhile: of all columns, it would read each block again for each band.
     """
     step = raster.block_shapes[0][1] if raster.driver in CUBES else raster.width
     return [(x, min(x + step, raster.width)) for x in range(0, raster.width, step)]
 
 
 def make_plan(raster, window, top, bottom):
-    """Return the Plan to blur the rows of a raster from top up to bottom."""
-    bands, dtype = choose_bands(raster)
-    row = (
-        raster.width + 48
-    ) * dtype.itemsize  # bytes of a row of one band, with its gap
-    groups, number = group_bands(raster, bands, window, bottom - top, row)
-    # Arrays of some 16 MB are quick, and of 64 MB where several bands are read together.
-    # At least two windows high, as a piece averages its halo of one window, too.
-    rows = max(2 * window, int(1.6e7 * min(number, 4) / number / row))
-    rows = max(1, min(rows, bottom - top))
-    pieces = list_pieces(groups, number, rows, top, bottom)
-    cache = measure_cache(raster, window, number, rows, top, bottom)
-    array = (rows + window) * number * row
-    return Plan(pieces, cache, int(cache + 1.3 * array))  # 0.3 for which are invalid
+    """Return the Plan to blur the rows of a raster from top up to bottom.
 
-
-def group_bands(raster, bands, window, height, row):
-    """Return groups of bands that may share blocks, and how many bands to read at a time.
-
-    A block that holds several bands is so decompressed once for them all. height is that
-    of the rows to blur, and row the bytes of a row of one band.
+    Its pieces are small, so that memory grows neither with the height of the raster nor
+    with its bands. It does grow with the window, the width, and the size of blocks.
     """
-    least = 3 * window * row  # bytes of the lowest piece of one band, with its halo
+    bands, dtype = choose_bands(raster)
+    row_bytes = (raster.width + 48) * dtype.itemsize  # of one band, with the gap
+    groups, together = group_bands(raster, bands, window, bottom - top, row_bytes)
+    # An array of 16 MB is fast; several bands together take up to 64 MB. A piece that is
+    # lower than two windows would mostly average its halo.
+    array = 1.6e7 * min(together, 4)
+    height = max(2 * window, int(array / (together * row_bytes)))
+    height = max(1, min(height, bottom - top))
+    pieces = list_pieces(groups, together, height, top, bottom)
+    cache = measure_cache(
+        raster, together, height + window, top - window, bottom + window
+    )
+    array = (height + window) * together * row_bytes
+    # 0.3 is for the True and False of hide_invalid.
+    return Plan(pieces, cache, int(cache + 1.3 * array))
+
+
+def group_bands(raster, bands, window, height, row_bytes):
+    """Return groups of bands, and how many bands of a group are read together.
+
+    The bands of a group may lie in the same blocks of the file. They are blurred close to
+    each other, so that a block is read and decompressed once for all of them.
+    """
+    smallest = 3 * window * row_bytes  # one band of a piece: two windows and the halo
     if holds_all_bands(raster) and raster.count < 128:
-        return [bands], 1  # GDAL keeps all bands of a block, so read one by one
-    if holds_all_bands(raster):  # it keeps those that are read together
-        number = 2.5e8 / least
-    elif raster.driver in ("VRT", *CUBES):  # unknown: together, but not above 250 MB
-        number = 2.5e8 / (least + 2 * measure_blocks(raster)[1])
-    else:  # each band has its own blocks: together only if that is little
-        number = 1.6e7 / (height + window) / row
-    if len(set(raster.dtypes)) > 1:
-        number = 1  # rasterio reads bands of one type at a time
-    number = min(max(1, int(number)), len(bands))
-    return split(bands, number), number
+        return [bands], 1  # GDAL then keeps all bands of a block that it has read
+    if holds_all_bands(raster):
+        together = 2.5e8 / smallest  # of more bands, it keeps only those asked for
+    elif raster.driver in ("VRT", *CUBES):  # perhaps: so together, up to 250 MB
+        together = 2.5e8 / (smallest + 2 * measure_blocks(raster)[1])
+    else:  # each band has its own blocks: together only if all rows fit in 16 MB
+        together = 1.6e7 / ((height + window) * row_bytes)
+    if len(set(raster.dtypes)) > 1:  # rasterio reads bands of one type at a time
+        together = 1
+    together = min(max(1, int(together)), len(bands))
+    return split(bands, together), together
 
 
-def list_pieces(groups, number, rows, top, bottom):
-    """Return pieces (bands, first row, end) of so many bands and rows.
+def list_pieces(groups, together, height, top, bottom):
+    """Return the pieces (bands, top, bottom), in the order in which they are blurred.
 
-    All bands of a group have their turn before the next rows, as they may share blocks.
+    The bands of a group come first, then the next rows.
     """
     return [
-        (bands, row, min(row + rows, bottom))
+        (bands, row, min(row + height, bottom))
         for group in groups
-        for row in range(top, bottom, rows)
-        for bands in split(group, number)
+        for row in range(top, bottom, height)
+        for bands in split(group, together)
     ]
 
 
@@ -211,36 +220,40 @@ def split(bands, number):
     return [bands[i : i + number] for i in range(0, len(bands), number)]
 
 
-def measure_cache(raster, window, number, rows, top, bottom):
-    """Return the bytes that GDAL needs to keep the blocks of a piece in its cache.
+def measure_cache(raster, together, height, top, bottom):
+    """Return how many bytes GDAL's cache needs to keep the blocks of a piece.
 
-    The next piece needs some of them again. Untold, GDAL takes 5 % of the computer's
-    memory, not the job's. A piece has so many rows and so many (number) bands.
+    The next piece needs some of these blocks again. By default, GDAL takes 5 % of the
+    whole computer's memory, which may be more than the job has. The height is that of a
+    piece with its halo. All pieces lie between the rows top and bottom.
     """
-    height, size = measure_blocks(raster)
-    halo = window // 2
-    end = min(bottom + halo, raster.height)
-    most = math.ceil(end / height) - max(top - halo, 0) // height
-    touched = min((rows + window) / height + 2, most)  # rows of blocks
-    masked = MaskFlags.per_dataset in raster.mask_flag_enums[0] or find_alpha(raster)
-    kept = raster.count if holds_all_bands(raster) else number
-    return int(1.6e7 + touched * size * (kept + 1 if masked else kept))
+    block_height, size = measure_blocks(raster)
+    touched = height / block_height + 2  # rows of blocks; 2 are cut by a piece's ends
+    first = max(top, 0) // block_height
+    end = math.ceil(min(bottom, raster.height) / block_height)
+    kept = raster.count if holds_all_bands(raster) else together
+    if MaskFlags.per_dataset in raster.mask_flag_enums[0] or find_alpha(raster):
+        kept += 1
+    return int(1.6e7 + min(touched, end - first) * size * kept)
 
 
 def measure_blocks(raster):
-    """Return how high a raster's blocks are, and the bytes of a row of them of one band."""
+    """Return the height of a raster's blocks, and the bytes of a row of them of a band."""
     height, width = find_block_height(raster), raster.block_shapes[0][1]
-    columns = math.ceil(raster.width / width) * width
-    return height, height * columns * max(np.dtype(t).itemsize for t in raster.dtypes)
+    columns = (
+        math.ceil(raster.width / width) * width
+    )  # the last block may extend beyond
+    pixel_bytes = max(np.dtype(name).itemsize for name in raster.dtypes)
+    return height, height * columns * pixel_bytes
 
 
 def find_block_height(raster):
-    """Return how many rows high a raster's blocks are.
+    """Return the height of a raster's blocks in pixels.
 
-    A virtual raster reads the blocks of its files: those of the first are a sample.
+    A virtual raster reads the blocks of its files: the first one has to stand for all.
     """
     height = raster.block_shapes[0][0]
-    if raster.driver == "VRT" and len(raster.files) > 1:
+    if raster.driver == "VRT" and len(raster.files) > 1:  # the first is itself
         with contextlib.suppress(RasterioError), rasterio.open(raster.files[1]) as file:
             height = max(height, find_block_height(file))
     return height
@@ -254,7 +267,8 @@ def holds_all_bands(raster):
 def warn_of_memory(raster, memory, processes=1):
     """Tell what to ask Slurm for if a process may need more than --mem-per-cpu gave."""
     given = os.environ.get("SLURM_MEM_PER_CPU", "")
-    needed = int((1.1 * memory + 1.3e8 * processes) / 2**20)  # 1.3e8 are Python's
+    python = 1.3e8 * processes  # bytes of Python and its libraries
+    needed = int((1.1 * memory + python) / 2**20)
     if given.isdecimal() and 0 < int(given) < needed:
         advice = f"low memory, sbatch --mem-per-cpu={needed}"
         say(f"{raster.name}: {advice}\n", sys.stderr)
@@ -274,9 +288,9 @@ def start_result(raster, window):
     )  # smooth may be a link to a folder that is gone
     try:
         write_head(path, raster, bands, dtype, window)
-        starts = find_starts(path, bands)  # raises if the disk filled as it was closed
+        find_starts(path, bands)  # only checks: GDAL does not tell if the disk is full
         with rasterio.open(path, "r+") as file:
-            file.nodata = np.nan  # any earlier, and GDAL would write all the pixels
+            file.nodata = np.nan  # not set before, as GDAL would fill the file with it
         starts = find_starts(path, bands)
         reserve_space(path)
     except RasterioError as error:
@@ -287,16 +301,15 @@ def start_result(raster, window):
 def finish_result(raster, window, result):
     """Give the finished file its name in the folder smooth, and say so."""
     check_earlier(raster, result.target)  # another job may have made one meanwhile
-    handle_signals(signal.SIG_IGN)  # what follows takes no time
+    handle_signals(signal.SIG_IGN)  # no interruption from here on
     for ending in ".aux.xml", ".ovr", ".msk":  # they belong to an earlier result
         Path(f"{result.target}{ending}").unlink(missing_ok=True)
-    for file in sorted(FOLDER.iterdir(), reverse=True):  # x.tif.aux.xml before x.tif
+    for file in sorted(FOLDER.iterdir(), reverse=True):  # .tif.aux.xml, then .tif
         file.replace(result.target.with_name(file.name))
     shutil.rmtree(FOLDER, ignore_errors=True)
-    number = len(result.starts)
-    size = (
-        f"{raster.width} x {raster.height} pixels x {number} band{'s' * (number > 1)}"
-    )
+    count = len(result.starts)
+    bands = "1 band" if count == 1 else f"{count} bands"
+    size = f"{raster.width} x {raster.height} pixels x {bands}"
     say(f"{result.target}: {size}, window {window} x {window}\n", sys.stdout)
 
 
@@ -312,7 +325,7 @@ def name_result(raster):
 
 
 def check_earlier(raster, target):
-    """FileExistsError if target is no earlier result of the raster, or if it reads it."""
+    """FileExistsError if target is not an earlier result, or is part of the raster."""
     if not target.exists():
         return
     with rasterio.open(target) as earlier:
@@ -327,7 +340,7 @@ def check_earlier(raster, target):
 def find_files(raster):
     """Return the files that a raster consists of, and those of virtual rasters in it."""
     files = list(raster.files)
-    for path in files:  # which grows meanwhile
+    for path in files:  # and those that are added meanwhile
         if path.endswith(".vrt"):
             with contextlib.suppress(RasterioError), rasterio.open(path) as inner:
                 files += [name for name in inner.files if name not in files]
@@ -385,7 +398,7 @@ def public_name(raster):
     if not os.path.exists(name):
         address, _, query = re.sub("//[^/@]*@", "//", name).partition("?")
         name = f"{address}?{checksum(query)}" if query else address
-    return re.sub(r"[\s\0-\x1f]+", " ", name).strip()  # a tag can hold that
+    return re.sub(r"[\s\0-\x1f]+", " ", name).strip()  # as a tag keeps it
 
 
 def checksum(text):
@@ -396,13 +409,13 @@ def checksum(text):
 def find_starts(path, bands):
     """Return for each band the byte of a file where its rows start.
 
-    RasterioError if the file is not whole, OSError if its rows lie in another order.
+    RasterioError if the file is damaged, OSError if its rows are not in order.
     """
     with rasterio.open(path) as file:
         row = file.width * np.dtype(file.dtypes[0]).itemsize
         first = int(file.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1))
         last = first + row * (file.height * file.count - 1)
-        tag = f"BLOCK_OFFSET_0_{file.height - 1}"
+        tag = f"BLOCK_OFFSET_0_{file.height - 1}"  # a block is a row
         if file.get_tag_item(tag, "TIFF", bidx=file.count) != str(last):
             raise OSError("GDAL has not laid out its rows one after the other")
         return {band: first + i * file.height * row for i, band in enumerate(bands)}
@@ -443,10 +456,10 @@ def find_alpha(raster):
     return [band for band, color in colors if color == ColorInterp.alpha]
 
 
-def show_progress(before, now, all):
-    """Print what GDAL's programs print while so many pieces, of all, are done."""
+def show_progress(before, now, total):
+    """Print the part of GDAL's progress line that lies between two numbers of pieces."""
     text = "0...10...20...30...40...50...60...70...80...90...100 - done.\n"
-    first, end = (int(len(text) * number / all) for number in (before, now))
+    first, end = (int(len(text) * number / total) for number in (before, now))
     say(text[first:end], sys.stdout)
 
 
@@ -455,7 +468,7 @@ def fail(path, reason):
     handle_signals(signal.SIG_IGN)
     shutil.rmtree(FOLDER, ignore_errors=True)
     say(f"{path}: {reason}, no result\n", sys.stderr)
-    os._exit(1)  # other threads, such as a Pool's, could wait for ever
+    os._exit(1)  # without waiting for other threads: a Pool's could wait for ever
 
 
 def explain(error):
@@ -472,7 +485,7 @@ def say(text, file):
 
 
 def handle_signals(handler):
-    """Let handler handle the signals that end a job, but for those that are ignored."""
+    """Let handler handle the signals that end a job, except ignored ones (by nohup)."""
     names = "SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"
     for number in [signal.Signals[name] for name in names]:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -487,7 +500,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if options.window < 1 or options.window % 2 == 0:
         parser.error("WINDOW must be an odd number of pixels")
-    if os.sysconf("SC_OPEN_MAX") > 1000:  # files; GDAL keeps 100 of a virtual raster
+    # Let GDAL keep 450 files of a virtual raster open, not 100, if so many may be open.
+    if os.sysconf("SC_OPEN_MAX") > 1000:
         os.environ.setdefault("GDAL_MAX_DATASET_POOL_SIZE", "450")
     handle_signals(lambda number, frame: fail(options.raster, "stopped"))
     try:
@@ -495,7 +509,6 @@ if __name__ == "__main__":
     except (OSError, RasterioError, UnicodeError, MemoryError) as error:
         fail(options.raster, explain(error))
     except Exception:  # noqa: BLE001
-        sys.excepthook(
-            *sys.exc_info()
-        )  # a mistake in this script: the line where it is
+        # A mistake in this script itself: show in which line.
+        sys.excepthook(*sys.exc_info())
         fail(options.raster, "stopped")

@@ -44,7 +44,7 @@ def test_wrong_call_is_explained(run_both, arguments, problem):
 def test_shared_code_is_the_same_text():
     """All of the simple script but its docstring, its imports and main."""
     simple, multi = TEXTS
-    for first, end in ("RASTER is", '"""'), ("# What to blur", "def main("):
+    for first, end in ("RASTER is", '"""'), ("# pieces: ", "def main("):
         assert simple[simple.index(first) : simple.index(end, 9)] in multi
     shared = simple[simple.index("def blur_piece(") :]
     assert multi.endswith("\n\n\n" + shared)
