@@ -14,47 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tools
+import rasters
+import runs
 
-SLURM = tools.ROOT / "tests/slurm"
-
-# Sent a case, it runs a script in a new process, without the time of the imports, and
-# answers with its number. Sent that, it waits; answers with exit code and CPU seconds.
-DRIVER = """
-import ctypes, json, os, signal, sys
-import rasterio, scipy.ndimage
-
-for line in sys.stdin:
-    case = json.loads(line)
-    if isinstance(case, int):
-        _, status, taken = os.wait4(case, 0)
-        seconds = taken.ru_utime + taken.ru_stime
-        print(json.dumps([os.waitstatus_to_exitcode(status), seconds]), flush=True)
-        continue
-    if os.fork() == 0:
-        os.setsid()
-        print(os.getpid(), flush=True)
-        for number in (1, 2):
-            output = os.open(f"{case['output']}.{number}", os.O_WRONLY | os.O_CREAT)
-            os.dup2(output, number)
-        folder = case["folder"]
-        if folder.startswith("/proc/"):  # on a disk that only another process sees
-            process, folder = folder.split("/root", 1)
-            for kind in ("user", "mnt"):
-                namespace = os.open(f"{process}/ns/{kind}", os.O_RDONLY)
-                assert ctypes.CDLL(None).setns(namespace, 0) == 0
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # not so behind "&"
-        os.chdir(folder)
-        os.environ |= case["environment"]
-        code = open(case["arguments"][0]).read()
-        for old, new in case["changes"].items():
-            code = code.replace(old, new)
-        signal.alarm(int(sys.argv[1]))
-        sys.argv = case["arguments"]
-        exec(case["hook"], {})
-        exec(code)
-        break
-"""
+SLURM = runs.ROOT / "tests/slurm"
 
 
 def pytest_collection_modifyitems(items):
@@ -70,7 +33,7 @@ def cluster():
         # A login shell reads what the user has at home: here nothing.
         variables = os.environ | {"TMPDIR": place, "HOME": place}
         try:
-            done = tools.run("bash", SLURM / "start.sh", sys.executable, env=variables)
+            done = runs.run("bash", SLURM / "start.sh", sys.executable, env=variables)
             if done.returncode == 77 and "CI" not in os.environ:
                 pytest.skip(done.stderr)
             assert done.returncode == 0, done.stderr
@@ -81,7 +44,7 @@ def cluster():
                 subprocess.run(["bash", SLURM / "stop.sh", folder], check=False)
             signal.signal(signal.SIGINT, interrupt)
             assert not list(Path(place).glob("slurm.*"))
-            assert tools.processes(f"SLURM_CONF={place}/") == []
+            assert runs.processes(f"SLURM_CONF={place}/") == []
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +54,7 @@ def start_fast(tmp_path_factory):
     numbers, lock = itertools.count(), threading.Lock()
     pipes = dict.fromkeys(["stdin", "stdout"], subprocess.PIPE)
     environment = os.environ | {"SLURM_CPUS_PER_TASK": "2"}
-    command = [sys.executable, "-c", DRIVER, str(tools.LIMIT)]
+    command = [sys.executable, runs.ROOT / "tests/driver.py", str(runs.LIMIT)]
     driver = subprocess.Popen(command, text=True, env=environment, **pipes)
 
     def ask(message):
@@ -103,7 +66,7 @@ def start_fast(tmp_path_factory):
         case = {"arguments": list(map(str, command)), "folder": str(cwd)}
         case |= {"hook": hook, "changes": changes or {}}  # before, and of its text
         case |= {"environment": environment, "output": f"{outputs}/{next(numbers)}"}
-        assert all(text in tools.MULTI.read_text() for text in case["changes"])
+        assert all(text in runs.MULTI.read_text() for text in case["changes"])
         pid = ask(case)
 
         def wait():
@@ -130,7 +93,7 @@ def run_both(run_fast, tmp_path):
     """Return a function that runs the scripts, each in a folder of its own."""
 
     def run_two(*arguments, **settings):
-        for script in tools.SCRIPTS:
+        for script in runs.SCRIPTS:
             cwd = tmp_path / script.stem
             cwd.mkdir(exist_ok=True)
             yield cwd, run_fast(script, *arguments, cwd=cwd, **settings)
@@ -145,7 +108,7 @@ def blurred(run_both):
     def blur_twice(raster, window=5, **settings):
         results = []
         for cwd, done in run_both(raster, window, **settings):
-            tools.check_silent(done)
+            runs.check_silent(done)
             results.append(cwd / done.stdout.splitlines()[-1].split(": ")[0])
         simple, multi = results
         assert simple.read_bytes() == multi.read_bytes(), (raster, window, settings)
@@ -157,21 +120,21 @@ def blurred(run_both):
 @pytest.fixture
 def dem(tmp_path):
     """Return a function that writes an array as dem.tif, as a profile says."""
-    return functools.partial(tools.write_raster, tmp_path / "dem.tif")
+    return functools.partial(rasters.write_raster, tmp_path / "dem.tif")
 
 
 @pytest.fixture
 def damaged(dem):
     """Return a raster whose second half is missing."""
     raster = dem(np.ones((1, 200, 200), np.float32))
-    tools.damage_end(raster)
+    rasters.damage_end(raster)
     return raster
 
 
 @pytest.fixture
 def folders(tmp_path):
     """Make the folders in which run_both runs the scripts; return them."""
-    paths = [tmp_path / script.stem for script in tools.SCRIPTS]
+    paths = [tmp_path / script.stem for script in runs.SCRIPTS]
     for path in paths:
         (path / "smooth").mkdir(parents=True)
     return paths
@@ -181,7 +144,7 @@ def folders(tmp_path):
 def small(tmp_path_factory):
     """Return a small raster of random numbers."""
     values = np.random.default_rng(0).random((1, 200, 150), np.float32)
-    return tools.write_raster(tmp_path_factory.mktemp("small") / "small.tif", values)
+    return rasters.write_raster(tmp_path_factory.mktemp("small") / "small.tif", values)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from tools import ROOT, SCRIPTS, check_silent, files, need
+from runs import ROOT, SCRIPTS, check_silent, files, need
 
 TEXTS = [script.read_text() for script in SCRIPTS]
 TREES = [ast.parse(text) for text in TEXTS]

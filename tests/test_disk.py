@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tools
-from tools import SCRIPTS, check_failed, check_silent, files
+import rasters
+import runs
+from runs import SCRIPTS, check_failed, check_silent, files
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_earlier_result_survives_a_full_disk(run_fast, dem, small_disk, script, 
     target = disk / "smooth/dem.tif"
     whole = target.read_bytes()
     size, step = len(whole), 4096  # in steps of the disk's blocks
-    earlier = tools.write_earlier(target, raster)
+    earlier = rasters.write_earlier(target, raster)
     frees = range(0, size + 5 * step, step)
     if how == UNREADABLE:
         frees = step, 100_000, size // 2, size - 30_000, size - 2 * step
@@ -90,16 +91,16 @@ def test_earlier_result_is_replaced_whole_or_not_at_all(public, small, script):
     folder = public / "smooth"
     folder.mkdir()
     target = folder / "small.tif"
-    earlier = tools.write_earlier(target, small)
+    earlier = rasters.write_earlier(target, small)
     target.chmod(0o444)
     with open(target, "rb") as reader:
         folder.chmod(0o555)
-        check_failed(tools.run_as_nobody(script, small, cwd=public), small)
+        check_failed(runs.run_as_nobody(script, small, cwd=public), small)
         assert target.read_bytes() == earlier
         folder.chmod(0o777)
-        check_silent(tools.run_as_nobody(script, small, cwd=public))
+        check_silent(runs.run_as_nobody(script, small, cwd=public))
         assert reader.read() == earlier
-    assert tools.read(target).shape == (1, 200, 150)
+    assert rasters.read(target).shape == (1, 200, 150)
 
 
 def test_sidecars_stay_until_a_new_result_is_there(run_both, folders, damaged, dem):
@@ -108,11 +109,11 @@ def test_sidecars_stay_until_a_new_result_is_there(run_both, folders, damaged, d
     for cwd in folders:
         for name in names:
             (cwd / "smooth" / name).write_text("earlier")
-        tools.write_earlier(cwd / "smooth/dem.tif", damaged)
+        rasters.write_earlier(cwd / "smooth/dem.tif", damaged)
     for cwd, done in run_both(damaged):
         check_failed(done, damaged, "cannot read it")
         assert files(cwd / "smooth") == names, done
     for cwd, done in run_both(dem(np.ones((1, 40, 50), np.float32))):
         check_silent(done)
         assert files(cwd / "smooth") == ["dem.tif", "dem.tif.txt"], done
-        assert tools.read(cwd / "smooth/dem.tif").shape == (1, 40, 50)
+        assert rasters.read(cwd / "smooth/dem.tif").shape == (1, 40, 50)

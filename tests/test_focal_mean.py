@@ -8,18 +8,8 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.enums import ColorInterp
-from tools import (
-    MULTI,
-    ROOT,
-    brute_force,
-    check_failed,
-    files,
-    read,
-    wait_until,
-    write_raster,
-    write_vrt,
-    write_zeros,
-)
+from rasters import brute_force, read, write_raster, write_vrt, write_zeros
+from runs import MULTI, ROOT, check_failed, files, wait_until
 
 rng = np.random.default_rng(2017)
 HEIGHTS = rng.normal(300, 100, (1, 40, 50)).astype(np.float32)

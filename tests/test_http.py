@@ -13,7 +13,8 @@ import pytest
 import rasterio
 from rasterio.shutil import copy
 from rasterio.vrt import WarpedVRT
-from tools import MULTI, SIMPLE, brute_force, check_silent, read, write_netcdf
+from rasters import brute_force, read, write_netcdf
+from runs import MULTI, SIMPLE, check_silent
 
 SHAPE = 1100, 1000  # rows and columns
 VALUES = (np.arange(np.prod(SHAPE)).reshape(1, *SHAPE) % 997).astype("f4")

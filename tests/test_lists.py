@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tools import LIMIT, NAMES, ROOT, SIMPLE, files
+from runs import LIMIT, NAMES, ROOT, SIMPLE, files
 
 LIST = "-it's a $(touch executed) list.txt"
 # In place of Python, where only what it is given matters: it says that, and fails.

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 from benchmark import choose_cases, peak_memory, tiles
-from tools import MULTI, ROOT, SIMPLE, check_silent, run, write_zeros
+from rasters import write_zeros
+from runs import MULTI, ROOT, SIMPLE, check_silent, run
 
 MB = 1.048576  # a MB for Slurm, which counts 2^20 bytes, in 10^6 bytes
 

@@ -9,8 +9,9 @@ from signal import SIGINT, SIGKILL, SIGTERM
 
 import numpy as np
 import pytest
-import tools
-from tools import MULTI, SCRIPTS, check_silent, files, find_members, wait_until
+import rasters
+import runs
+from runs import MULTI, SCRIPTS, check_silent, files, find_members, wait_until
 
 # This runs before a script. At a place in the script, it waits until it may go on.
 PAUSE = """
@@ -78,13 +79,13 @@ def check_whole(done, raster, cwd, window=15, before=("smooth",)):
     """Check that a run has given the whole result without a word, and nothing else."""
     check_silent(done)
     assert files(cwd) == sorted({*before, f"smooth/{raster.name}"}), done
-    means = tools.brute_force(tools.read(raster), True, window)
-    np.testing.assert_allclose(tools.read(cwd / "smooth" / raster.name), means, 1e-5)
+    means = rasters.brute_force(rasters.read(raster), True, window)
+    np.testing.assert_allclose(rasters.read(cwd / "smooth" / raster.name), means, 1e-5)
 
 
 def check_none(done, raster, cwd, *words):
     """Check that a run has failed with a line of words, and without a result."""
-    tools.check_failed(done, raster, *words)
+    runs.check_failed(done, raster, *words)
     assert files(cwd) in ([], ["smooth"]), done
 
 
@@ -193,7 +194,7 @@ def test_too_many_processes_do_not_hang(public, small, limit):
     public.chmod(0o777)
     # NumPy needs its threads to start at all.
     many = {"SLURM_CPUS_PER_TASK": "40", "OPENBLAS_NUM_THREADS": "1"}
-    done = tools.run_as_nobody(MULTI, small, cwd=public, processes=limit, **many)
+    done = runs.run_as_nobody(MULTI, small, cwd=public, processes=limit, **many)
     check_none(done, small, public)
 
 
@@ -214,7 +215,7 @@ def test_start_method_changes_nothing(public, run_fast, small, damaged, method):
 
 def test_the_processor_time_of_workers_is_counted(tmp_path, run_fast):
     """As a cluster books it: of a process and of those that it has waited for."""
-    raster = tools.write_zeros(tmp_path / "a.tif", 1500, 1500)
+    raster = rasters.write_zeros(tmp_path / "a.tif", 1500, 1500)
     runs = [
         [run_fast(script, raster, 301, cwd=tmp_path) for script in SCRIPTS]
         for _ in range(3)  # the fewest seconds count, as other programs run, too

@@ -13,20 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from rasters import brute_force, read, write_netcdf, write_raster
+from runs import ROOT, SIMPLE, check_silent, copy_tracked, need, sees_memory, wait_until
 from scipy import ndimage
-from tools import (
-    ROOT,
-    SIMPLE,
-    brute_force,
-    check_silent,
-    copy_tracked,
-    need,
-    read,
-    sees_memory,
-    wait_until,
-    write_netcdf,
-    write_raster,
-)
 
 README = (ROOT / "README.md").read_text()
 # The Slurm to try it on is started where the page leads to it.

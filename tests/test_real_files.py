@@ -16,19 +16,8 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.shutil import copy
-from tools import (
-    NAMES,
-    SCRIPTS,
-    SIMPLE,
-    check_failed,
-    check_silent,
-    files,
-    read,
-    write_earlier,
-    write_netcdf,
-    write_raster,
-    write_vrt,
-)
+from rasters import read, write_earlier, write_netcdf, write_raster, write_vrt
+from runs import NAMES, SCRIPTS, SIMPLE, check_failed, check_silent, files
 
 ONES = np.ones((1, 40, 50), np.float32)
 BYTES = ONES.astype(np.uint8)

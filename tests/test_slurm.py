@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-import tools
+import rasters
+import runs
 from test_readme import MIDDLE, check_seamless, type_in
 
 SIMPLE, MULTI = "batch_job_simple.sh", "batch_job_multiprocessing.sh"
@@ -36,7 +37,7 @@ def late_job(cluster, tmp_path_factory):
 
 def checkout(folder):
     """Copy what git tracks to a folder, with .venv; return the folder."""
-    tools.copy_tracked(folder)
+    runs.copy_tracked(folder)
     (folder / ".venv").symlink_to(sys.prefix)
     return folder
 
@@ -46,12 +47,12 @@ def submit_slow(cluster, place, *batch_files):
     jobs = {}
     for batch_file in batch_files:
         folder = checkout(place / str(len(jobs)))
-        raster = tools.write_zeros(folder / "slow.tif", 3000, 40000)
+        raster = rasters.write_zeros(folder / "slow.tif", 3000, 40000)
         (folder / "list.txt").write_text(f"{raster}\ntests/data/{SHEETS[0]}\n")
         argument = "list.txt" if ARRAY in batch_file else raster
         command = f"sbatch --mem-per-cpu=2000 {batch_file} {argument}"
         jobs[submit(cluster, folder, f"{command} 201")] = folder, command
-    tools.wait_until(
+    runs.wait_until(
         lambda: len(list(place.glob("*/smooth/*.unfinished/*.tif"))) == len(jobs)
     )
     return jobs
@@ -79,7 +80,7 @@ def ended(cluster, job):
 
 def wait_for(cluster, *jobs):
     """Wait until jobs have ended; return what Slurm knows about each task."""
-    ends = [tools.wait_until(lambda job=job: ended(cluster, job)) for job in jobs]
+    ends = [runs.wait_until(lambda job=job: ended(cluster, job)) for job in jobs]
     return [task for tasks in ends for task in tasks]
 
 
@@ -108,7 +109,7 @@ def texts(folder):
 def processes_of(cluster, job):
     """Return the folders in /proc of a job's processes, even if Slurm lost them."""
     place = f"SLURM_CONF={cluster['SLURM_CONF']}"
-    return tools.processes(place, f"SLURM_JOB_ID={job}\0")
+    return runs.processes(place, f"SLURM_JOB_ID={job}\0")
 
 
 def test_batch_jobs(cluster, tmp_path):
@@ -130,10 +131,10 @@ def test_batch_jobs(cluster, tmp_path):
         ["test", "00:02:00", "2", "200M"],
     ]
     raster = simple / "tests/data/jacksboro.vrt"
-    direct = tools.read(tools.blur(tools.SIMPLE, raster, cwd=tmp_path))
+    direct = rasters.read(runs.blur(runs.SIMPLE, raster, cwd=tmp_path))
     for folder in (simple, multi, other, module):
         (result,) = (folder / "smooth").glob("*.tif")
-        assert tools.read(result).tobytes() == direct.tobytes(), result
+        assert rasters.read(result).tobytes() == direct.tobytes(), result
         assert f"smooth/{result.name}: " in texts(folder)[0]
 
 
@@ -168,7 +169,7 @@ def test_folder_of_ones_own(cluster, tmp_path):
     folder.mkdir()
     link = f"ln -s '{clone}'/{{.venv,*.py,*.sh}} ."
     subprocess.run(["bash", "-c", link], cwd=folder, check=True)
-    raster = tools.write_raster(folder / "my dem.tif", np.ones((1, 30, 40)))
+    raster = rasters.write_raster(folder / "my dem.tif", np.ones((1, 30, 40)))
     (folder / "my list.txt").write_text("my dem.tif\n")
     (folder / "copy.py").write_text("1 / 0")  # not to be taken for Python's own
     arguments = {SIMPLE: raster.name, MULTI: raster.name, ARRAY: "my list.txt"}
@@ -178,7 +179,7 @@ def test_folder_of_ones_own(cluster, tmp_path):
         assert "window 3 x 3" in texts(folder)[0]
         assert results(folder) == ["my dem.tif"], batch_file
         (folder / "smooth/my dem.tif").unlink()
-    assert tools.files(clone / "smooth") == [".gitignore"]
+    assert runs.files(clone / "smooth") == [".gitignore"]
 
 
 @pytest.mark.parametrize("batch_file", [SIMPLE, MULTI, ARRAY])
@@ -194,7 +195,7 @@ def test_what_is_missing_is_named(cluster, tmp_path, batch_file):
     command = f"cd {folder} && env -i SLURM_ARRAY_TASK_ID=1 bash {batch_file}"
     assert "module: command not found" in subprocess.getoutput(command)
     (folder / ".venv").symlink_to(sys.prefix)
-    script = folder / (tools.MULTI if batch_file == MULTI else tools.SIMPLE).name
+    script = folder / (runs.MULTI if batch_file == MULTI else runs.SIMPLE).name
     script.unlink()
     (task,) = run(cluster, job)
     assert task["JobState"] == "FAILED"
@@ -203,7 +204,7 @@ def test_what_is_missing_is_named(cluster, tmp_path, batch_file):
 
 
 def test_as_many_processes_as_cpus(cluster, tmp_path):
-    raster, jobs = tools.write_zeros(tmp_path / "sheet.tif", 3000, 3000), {}
+    raster, jobs = rasters.write_zeros(tmp_path / "sheet.tif", 3000, 3000), {}
     for count, options in (4, ""), (3, "--cpus-per-task=3 "):
         folder = checkout(tmp_path / str(count))
         job = submit(cluster, folder, f"sbatch {options}{MULTI} {raster} 201")
@@ -220,7 +221,7 @@ def test_as_many_processes_as_cpus(cluster, tmp_path):
 
 def test_large_rasters_fit_the_request(cluster, tmp_path):
     """On 1 and on 4 CPUs: no job is killed or warns."""
-    raster = tools.write_zeros(tmp_path / "large.tif", 12000, 6000)
+    raster = rasters.write_zeros(tmp_path / "large.tif", 12000, 6000)
     for file in (SIMPLE, MULTI):
         folder = checkout(tmp_path / file)
         check_good(run(cluster, (folder, f"sbatch --time=10 {file} {raster} 51")))
@@ -228,7 +229,7 @@ def test_large_rasters_fit_the_request(cluster, tmp_path):
 
 def test_too_small_memory_request(cluster, tmp_path):
     """Jobs are killed, leave no result, and do well with the option that they told."""
-    raster = tools.write_zeros(tmp_path / "sheet.tif", 3000, 1500)
+    raster = rasters.write_zeros(tmp_path / "sheet.tif", 3000, 1500)
     folders = [checkout(tmp_path / str(number)) for number in range(3)]
     files = SIMPLE, MULTI, f"--cpus-per-task=1 {MULTI}"
 
@@ -237,7 +238,7 @@ def test_too_small_memory_request(cluster, tmp_path):
         return run(cluster, *zip(folders, commands))
 
     tasks = run_all("--mem-per-cpu=120", "--mem-per-cpu=80", "--mem-per-cpu=165")
-    if tools.sees_memory(cluster):
+    if runs.sees_memory(cluster):
         assert not {"COMPLETED", "TIMEOUT"} & {task["JobState"] for task in tasks}
         assert not any("smooth/" in texts(folder)[0] for folder in folders)
     told = f"{raster}: low memory, sbatch (--mem-per-cpu=.*)\n"
@@ -248,7 +249,7 @@ def test_too_small_memory_request(cluster, tmp_path):
 
 def test_seamless_result_from_sheets_of_ones_own(cluster, tmp_path):
     """Without nodata, in a folder with a space in its name, with pixels of 2 m."""
-    tools.need("gdalbuildvrt")
+    runs.need("gdalbuildvrt")
     folder = checkout(tmp_path)
     environment = cluster | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
     (folder / "my maps").mkdir()
@@ -256,19 +257,19 @@ def test_seamless_result_from_sheets_of_ones_own(cluster, tmp_path):
     for name, row, column in ("a", 0, 0), ("b", 0, 160), ("c", 90, 0), ("d.e", 90, 160):
         part = values[:, row : row + row // 9 * 2 + 90, column : column + 160]
         place = rasterio.Affine(2, 0, 500000 + 2 * column, 0, -2, 7000000 - 2 * row)
-        tools.write_raster(folder / "my maps" / f"{name}.tif", part, transform=place)
+        rasters.write_raster(folder / "my maps" / f"{name}.tif", part, transform=place)
     type_in('ls "my maps"/*.tif > mymaps.txt', folder, environment)
     recipes = MIDDLE[MIDDLE.index("## Sheets that touch") :]
     for recipe in re.findall(r"```bash\n(.*?)```", recipes, re.DOTALL):
         type_in(recipe.replace("part=172", "part=60"), folder, environment)
     means = check_seamless(folder)
-    expected = tools.brute_force(values, True, 15)[0]
+    expected = rasters.brute_force(values, True, 15)[0]
     np.testing.assert_allclose(means, expected, rtol=1e-5, equal_nan=True)
 
 
 def test_the_two_batch_files_differ_in_names_and_cpus():
     """And in the remark on srun."""
-    simple, multi = [(tools.ROOT / n).read_text().splitlines() for n in (SIMPLE, MULTI)]
+    simple, multi = [(runs.ROOT / n).read_text().splitlines() for n in (SIMPLE, MULTI)]
     lines = [line for line in difflib.ndiff(simple, multi) if line[0] in "-+"]
     words = "job-name", "cpus-per-task", "exec python", "srun"
     assert all(any(word in line for word in words) for line in lines), lines
@@ -296,8 +297,8 @@ def test_stopped_jobs_leave_nothing(cluster, tmp_path, late_job):
     assert states == ["CANCELLED"] * 3 + ["TIMEOUT"]
     for job, (folder, _) in jobs.items():
         assert "slow.tif: stopped, no result\n" in texts(folder)[1]
-        tools.wait_until(lambda job=job: not processes_of(cluster, job))
+        runs.wait_until(lambda job=job: not processes_of(cluster, job))
         assert results(folder) == []
-        tools.write_raster(folder / "slow.tif", np.ones((1, 20, 20), np.float32))
+        rasters.write_raster(folder / "slow.tif", np.ones((1, 20, 20), np.float32))
     check_good(run(cluster, *jobs.values()))
     assert all("slow.tif" in results(folder) for folder, _ in jobs.values())

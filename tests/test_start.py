@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-import tools
+import runs
 
 # What /etc/hosts says of this computer, and a daemon that it does not have.
 COMPUTERS = [("127.0.0.1", ""), ("127.0.1.1", ""), ("192.0.2.9", ""), ("#", "mariadbd")]
@@ -35,7 +35,7 @@ eval "$(tail -n 1 started)"
 
 def run(command, **variables):
     """Run a command; skip the test, but not in CI, where Slurm or unshare is missing."""
-    options = {"capture_output": True, "text": True, "timeout": tools.LIMIT}
+    options = {"capture_output": True, "text": True, "timeout": runs.LIMIT}
     env = os.environ | variables
     done = subprocess.run(command, env=env, check=False, **options)
     missing = done.returncode in (77, 78) or done.stderr.startswith("unshare: ")
@@ -48,7 +48,7 @@ def run(command, **variables):
 def test_whatever_the_hosts_file_says(tmp_path, address, missing):
     """It listens on 127.0.0.1 only, with a short folder, and without records, too."""
     place = tmp_path / ("long" * 20)
-    shutil.copytree(tools.ROOT / "tests/slurm", place / "my clone")
+    shutil.copytree(runs.ROOT / "tests/slurm", place / "my clone")
     hosts = f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n"
     (place / "hosts").write_text(hosts)
     command = ["unshare", "--mount", "bash", "-c", MOUNTS, place / "hosts", missing]
@@ -65,17 +65,17 @@ def test_whatever_the_hosts_file_says(tmp_path, address, missing):
     assert outputs == [f"{socket.gethostname()}\n"] * 2
     reached = (place / "reached").read_text().split()
     assert reached == ["127.0.0.1"] * (4 if missing else 5)  # one for each daemon
-    assert tools.processes(f"PLACE={place}\0") == []
+    assert runs.processes(f"PLACE={place}\0") == []
 
 
 def test_failed_start_says_why(tmp_path):
     slurmd = tmp_path / "slurmd"
     slurmd.write_text("#!/bin/sh\necho no such luck >&2\nexit 3\n")
     slurmd.chmod(0o755)
-    command = ["bash", tools.ROOT / "tests/slurm/start.sh", sys.executable]
+    command = ["bash", runs.ROOT / "tests/slurm/start.sh", sys.executable]
     path = f"{tmp_path}:{os.environ['PATH']}"
     done = run(command, TMPDIR=str(tmp_path), PATH=path)
     assert done.returncode != 0 and "no such luck" in done.stderr, done
     assert "Slurm has not started" in done.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == [slurmd]
-    assert tools.processes(f"TMPDIR={tmp_path}\0") == []
+    assert runs.processes(f"TMPDIR={tmp_path}\0") == []

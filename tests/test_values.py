@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 import rasterio
-from tools import brute_force, read, write_raster
+from rasters import brute_force, read, write_raster
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,4 +1,4 @@
-"""What several tests need: starting the scripts, writing rasters, the reference."""
+"""Runs for the tests: starting the scripts and other programs, and looking at them."""
 
 import contextlib
 import os
@@ -10,10 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import rasterio
-from scipy.io import netcdf_file
 
 ROOT = Path(__file__).resolve().parent.parent
 SIMPLE = ROOT / "simple_focal_mean.py"
@@ -68,77 +65,6 @@ def check_silent(done):
 def files(folder):
     """Return what is in a folder, hidden files too, and below it."""
     return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
-
-
-def read(path):
-    """Return the values (band, row, column) of a raster."""
-    with rasterio.open(path) as raster:
-        return raster.read()
-
-
-def damage_end(path):
-    """Cut off the second half of a file."""
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def write_raster(path, bands, **profile):
-    """Write an array (band, row, column) as a GeoTIFF in Finnish coordinates; return its path."""
-    place = {"crs": "EPSG:3067", "transform": rasterio.Affine(2, 0, 5e5, 0, -2, 7e6)}
-    kind = dict(zip(["count", "height", "width"], bands.shape)) | {"dtype": bands.dtype}
-    profile = {"driver": "GTiff"} | place | kind | profile
-    with rasterio.open(path, "w", **profile) as raster:
-        raster.write(bands)
-    return path
-
-
-def write_earlier(target, raster):
-    """Write what is known as an earlier result of a raster; return its bytes."""
-    with rasterio.open(write_raster(target, np.ones((1, 9, 9))), "r+") as result:
-        result.update_tags(FOCAL_MEAN_OF=raster, FOCAL_MEAN_WINDOW="9 x 9")
-    return target.read_bytes()
-
-
-def write_netcdf(path, version=1, shape=(40, 50), names=("red", "nir")):
-    """Write a classic netCDF (1) or one with 64-bit offsets (2); return its path."""
-    with netcdf_file(path, "w", version=version) as file:
-        file.createDimension("y", shape[0])
-        file.createDimension("x", shape[1])
-        for number, name in enumerate(names):
-            variable = file.createVariable(name, "f", ("y", "x"))
-            variable[:] = np.arange(np.prod(shape)).reshape(shape) % 997 + number
-    return path
-
-
-def write_vrt(path, *sources, extra=">"):
-    """Write a virtual raster of 50 x 40 pixels, its sources one below the other."""
-    rows = 40 // len(sources)
-    text = f"""<VRTDataset rasterXSize="50" rasterYSize="40">
-        <VRTRasterBand dataType="Float32" band="1"{extra}"""
-    for top, source in zip(range(0, 40, rows), sources):
-        text += f"""<SimpleSource><SourceFilename>{source}</SourceFilename><SourceBand>1
-        </SourceBand><SrcRect xOff="0" yOff="0" xSize="50" ySize="{rows}"/>
-        <DstRect xOff="0" yOff="{top}" xSize="50" ySize="{rows}"/></SimpleSource>"""
-    path.write_text(f"{text}</VRTRasterBand></VRTDataset>")
-    return path
-
-
-def write_zeros(path, width, height, bands=1, **profile):
-    """Write a GeoTIFF of zeros without a block, or with all where it is compressed."""
-    usual = {"dtype": "float32", "nodata": -9999, "transform": rasterio.Affine.scale(2)}
-    profile = usual | profile | {"width": width, "height": height, "count": bands}
-    sparse = "compress" not in profile
-    with rasterio.open(path, "w", "GTiff", SPARSE_OK=sparse, **profile):
-        return path
-
-
-def brute_force(bands, valid, window):
-    """Return the focal mean in float64, each window summed by itself; NaN where it is nodata."""
-    half = window // 2
-    values = np.where(valid, np.asarray(bands, np.float64), np.nan)
-    sides = (0, 0), (half, half), (half, half)
-    padded = np.pad(values, sides, constant_values=np.nan)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (window, window), (1, 2))
-    return windows.mean(axis=(3, 4))
 
 
 def need(*programs, path=None):
