@@ -46,27 +46,35 @@ FOLDER = Path("smooth", f"{os.urandom(8).hex()}.unfinished")
 
 
 def main(path, window):
-    """Blur the raster at path: each worker of a Pool blurs one of equal chunks of rows."""
-    cpus = os.environ.get("SLURM_CPUS_PER_TASK", "")  # what Slurm gave to the job
-    cpus = int(cpus if cpus.isdecimal() else 0) or len(os.sched_getaffinity(0))
+    """Blur the raster at path: the workers of a Pool blur chunks of its rows."""
+    cpus = count_cpus()
     global done  # of each chunk, the part that its worker has done: from 0 to 1
     done = multiprocessing.RawArray("d", cpus)
     pool, workers = start_pool(cpus)  # before GDAL opens files, which cannot be shared
     with rasterio.open(path) as raster:
-        cuts = [raster.height * i // cpus for i in range(cpus + 1)]  # rows
-        chunks = itertools.pairwise(cuts)
-        plans = [make_plan(raster, window, top, bottom) for top, bottom in chunks]
-        # For each CPU there is a worker, which shares some memory with this process.
-        memory = sum(plan.memory for plan in plans) / cpus
-        warn_of_memory(raster, memory, processes=0.7 + 1 / cpus)
+        plans = plan_chunks(raster, window, cpus)
         result = start_result(raster, window)
         blur = functools.partial(blur_chunk, path, window, result)
-        wait_for(pool.imap_unordered(blur, enumerate(plans)), workers)
+        wait_for(pool.imap_unordered(blur, enumerate(plans)))
         finish_result(raster, window, result)
-    pool.close()
-    for worker in workers:  # Slurm counts the CPU time of workers that are waited for
-        worker.join(timeout=5)  # seconds
-    os._exit(0)  # without the Pool's own end: that can wait for ever
+    end_pool(pool, workers)
+
+
+def count_cpus():
+    """Return how many CPUs Slurm gave to the job, or else how many there are."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(given if given.isdecimal() else 0) or len(os.sched_getaffinity(0))
+
+
+def plan_chunks(raster, window, cpus):
+    """Return the Plans of as many even-sized chunks of rows as there are CPUs."""
+    cuts = [raster.height * i // cpus for i in range(cpus + 1)]  # rows
+    chunks = itertools.pairwise(cuts)
+    plans = [make_plan(raster, window, top, bottom) for top, bottom in chunks]
+    # A worker shares some of Python's memory with this process: 0.7 of it is its own.
+    memory = sum(plan.memory for plan in plans) / cpus
+    warn_of_memory(raster, memory, processes=0.7 + 1 / cpus)
+    return plans
 
 
 def blur_chunk(path, window, result, chunk):
@@ -111,20 +119,29 @@ def start_worker(parent):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
 
-def wait_for(results, workers):
+def wait_for(results):
     """Show the progress until all chunks are blurred; OSError if a worker was killed."""
+    # A Pool starts a new worker in the place of one that was killed, but its chunk is
+    # lost, and the Pool would wait for it for ever. The new one has a new name.
+    names = {f"ForkPoolWorker-{i + 1}" for i in range(len(done))}
     before, left = 0, len(done)
     while left:
         with contextlib.suppress(multiprocessing.TimeoutError):
             results.next(timeout=0.1)  # seconds; raises what a worker has raised
             left -= 1  # not reached if no chunk was finished in that time
-        # A Pool starts a new worker in the place of one that was killed, but its chunk
-        # is lost: without this, the Pool would wait for ever.
-        if set(multiprocessing.active_children()) != set(workers):
+        if {worker.name for worker in multiprocessing.active_children()} != names:
             raise OSError("a worker was killed, likely as memory ran out: ask for more")
         now = sum(done)
         show_progress(before, now, len(done))
         before = now
+
+
+def end_pool(pool, workers):
+    """End the script, without the Pool's own end: that waits for killed workers, too."""
+    pool.close()
+    for worker in workers:  # Slurm counts the CPU time of workers that are waited for
+        worker.join(timeout=5 / len(workers))  # seconds
+    os._exit(0)
 
 
 # From here on, this is simple_focal_mean.py, word for word.
@@ -147,9 +164,9 @@ def read_rows(raster, bands, top, bottom, dtype):
     first, end = max(top, 0), min(bottom, raster.height)  # the rows inside the raster
     values[:, : first - top] = np.nan
     values[:, end - top :] = np.nan
-    for left, right in split_columns(raster):  # mostly all columns at once
-        box = (first, end), (left, right)  # rasterio calls this a window
-        part = values[:, first - top : end - top, left:right]
+    for box in list_boxes(raster, first, end):  # mostly a single one, with all of them
+        (upper, lower), (left, right) = box  # rasterio calls this a window
+        part = values[:, upper - top : lower - top, left:right]
         raster.read(bands, window=box, out=part)
         hide_invalid(raster, bands, box, part)
     return values
@@ -160,11 +177,11 @@ def hide_invalid(raster, bands, box, values):
 
     values (band, row, column) are the pixels of the box in the raster.
     """
-    # With both a mask and nodata, GDAL's masks ignore nodata: so look at each by itself.
-    nodata, flags = raster.nodatavals, raster.mask_flag_enums  # of all bands
+    # Where a raster has both, GDAL's masks ignore nodata: so look at each by itself.
+    nodata = raster.nodatavals  # of all bands
     for band, pixels in zip(bands, values):
         hide_nodata(pixels, nodata[band - 1], raster.dtypes[band - 1])
-    if any(MaskFlags.per_dataset in flags[band - 1] for band in bands):
+    if has_masks(raster):
         values[raster.read_masks(bands, window=box) == 0] = np.nan
     for alpha in find_alpha(raster):  # GDAL makes a mask of it beside 1 or 3 bands only
         values[:, raster.read(alpha, window=box) == 0] = np.nan
@@ -223,14 +240,22 @@ def empty_rows(bands, height, width, dtype):
     return np.empty((bands, height, width // 32 * 32 + 48), dtype)[:, :, :width]
 
 
-def split_columns(raster):
-    """Return the columns (first, end) that are read at a time, mostly all.
+def list_boxes(raster, first, end):
+    """Return the boxes, ((top, bottom), (left, right)), in which to read some rows.
 
-    In CUBES, these are the columns of one block. GDAL reads band after band, and keeps
-    few blocks meanwhile: of all columns, it would read each block again for each band.
+    GDAL reads band after band, and keeps little meanwhile. Where the bands lie side by
+    side in the file, a box is so small that all its bands are read from it only once.
     """
-    step = raster.block_shapes[0][1] if raster.driver in CUBES else raster.width
-    return [(x, min(x + step, raster.width)) for x in range(0, raster.width, step)]
+    columns, rows = raster.width, end - first
+    if raster.driver in CUBES:
+        columns = raster.block_shapes[0][1]
+    elif find_order(raster) == "LINE":
+        rows = 1
+    return [
+        ((y, min(y + rows, end)), (x, min(x + columns, raster.width)))
+        for y in range(first, end, max(1, rows))
+        for x in range(0, raster.width, columns)
+    ]
 
 
 def make_plan(raster, window, top, bottom):
@@ -259,21 +284,22 @@ def make_plan(raster, window, top, bottom):
 def group_bands(raster, bands, window, height, row_bytes):
     """Return groups of bands, and how many bands of a group are read together.
 
-    The bands of a group may lie in the same blocks of the file. They are blurred close to
-    each other, so that a block is read and decompressed once for all of them.
+    Bands that may lie in the same blocks of the file are in one group. They are blurred
+    close to each other, so that a block is read and decompressed only once for them.
     """
+    order = find_order(raster)
     smallest = 3 * window * row_bytes  # one band of a piece: two windows and the halo
-    if holds_all_bands(raster) and raster.count < 128:
+    if len(set(raster.dtypes)) > 1:
+        return split(bands, 1), 1  # rasterio reads bands of one type at a time
+    if order == "PIXEL" and raster.count < 128:
         return [bands], 1  # GDAL then keeps all bands of a block that it has read
-    if holds_all_bands(raster):
-        together = 2.5e8 / smallest  # of more bands, it keeps only those asked for
-    elif raster.driver in ("VRT", *CUBES):  # perhaps: so together, up to 250 MB
-        together = 2.5e8 / (smallest + 2 * measure_blocks(raster)[1])
-    else:  # each band has its own blocks: together only if all rows fit in 16 MB
-        together = 1.6e7 / ((height + window) * row_bytes)
-    if len(set(raster.dtypes)) > 1:  # rasterio reads bands of one type at a time
-        together = 1
-    together = min(max(1, int(together)), len(bands))
+    if order == "PIXEL":
+        most = 2.5e8 / smallest  # of more bands, it only keeps those that are read
+    elif order == "LINE" or raster.driver in ("VRT", *CUBES):  # as many as fit 250 MB
+        most = 2.5e8 / (smallest + 2 * measure_blocks(raster)[1])
+    else:  # each band has its own blocks: together only if all rows fit 16 MB
+        most = 1.6e7 / ((height + window) * row_bytes)
+    together = min(max(1, int(most)), len(bands))
     return split(bands, together), together
 
 
@@ -306,8 +332,8 @@ def measure_cache(raster, together, height, top, bottom):
     touched = height / block_height + 2  # rows of blocks; 2 are cut by a piece's ends
     first = max(top, 0) // block_height
     end = math.ceil(min(bottom, raster.height) / block_height)
-    kept = raster.count if holds_all_bands(raster) else together
-    if MaskFlags.per_dataset in raster.mask_flag_enums[0] or find_alpha(raster):
+    kept = raster.count if find_order(raster) == "PIXEL" else together
+    if has_masks(raster) or find_alpha(raster):
         kept += 1
     return int(1.6e7 + min(touched, end - first) * size * kept)
 
@@ -334,9 +360,17 @@ def find_block_height(raster):
     return height
 
 
-def holds_all_bands(raster):
-    """Return whether a block of the raster's file holds the pixels of all bands."""
-    return raster.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
+def has_masks(raster):
+    """Return whether GDAL knows of a mask beside the nodata value that a band declares."""
+    for flags, nodata in zip(raster.mask_flag_enums, raster.nodatavals):
+        if flags != [MaskFlags.all_valid if nodata is None else MaskFlags.nodata]:
+            return True
+    return False
+
+
+def find_order(raster):
+    """Return how a block holds bands: PIXEL after pixel, LINE after line, only one BAND."""
+    return raster.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE", "unknown")
 
 
 def warn_of_memory(raster, memory, processes=1):
@@ -346,7 +380,7 @@ def warn_of_memory(raster, memory, processes=1):
     needed = int((1.1 * memory + python) / 2**20)
     if given.isdecimal() and 0 < int(given) < needed:
         advice = f"low memory, sbatch --mem-per-cpu={needed}"
-        say(f"{raster.name}: {advice}\n", sys.stderr)
+        say(f"{hide_secrets(raster.name)}: {advice}\n", sys.stderr)
 
 
 def start_result(raster, window):
@@ -378,7 +412,8 @@ def finish_result(raster, window, result):
     check_earlier(raster, result.target)  # another job may have made one meanwhile
     handle_signals(signal.SIG_IGN)  # no interruption from here on
     for ending in ".aux.xml", ".ovr", ".msk":  # they belong to an earlier result
-        Path(f"{result.target}{ending}").unlink(missing_ok=True)
+        if os.path.exists(f"{result.target}{ending}"):
+            os.remove(f"{result.target}{ending}")
     for file in sorted(FOLDER.iterdir(), reverse=True):  # .tif.aux.xml, then .tif
         file.replace(result.target.with_name(file.name))
     shutil.rmtree(FOLDER, ignore_errors=True)
@@ -393,7 +428,8 @@ def name_result(raster):
     if os.path.exists(raster.name):
         return f"{Path(raster.name).stem}.tif"
     # An address, or a variable in a file: without the signs that no file name can have.
-    name = re.sub(r"[^\w.-]+", "_", public_name(raster)).removesuffix(".tif").strip("_")
+    name = re.sub(r"[^\w.-]+", "_", hide_secrets(raster.name))
+    name = name.removesuffix(".tif").strip("_")
     if len(name.encode()) > 200:  # too long for a file name
         name = f"{name.encode()[-190:].decode(errors='ignore')}_{checksum(name)}"
     return f"{name}.tif"
@@ -403,12 +439,12 @@ def check_earlier(raster, target):
     """FileExistsError if target is not an earlier result, or is part of the raster."""
     if not target.exists():
         return
-    with rasterio.open(target) as earlier:
+    source = ""
+    with contextlib.suppress(RasterioError), rasterio.open(target) as earlier:
         source = earlier.tags().get("FOCAL_MEAN_OF", "")
-    same = os.path.realpath(source) == os.path.realpath(public_name(raster))
-    if not same or os.path.realpath(target) in map(
-        os.path.realpath, find_files(raster)
-    ):
+    parts = [os.path.realpath(path) for path in find_files(raster)]
+    same = os.path.realpath(source.strip()) == os.path.realpath(name_source(raster))
+    if not same or os.path.realpath(target) in parts:
         raise FileExistsError(f"it would overwrite {target}: move that elsewhere")
 
 
@@ -443,7 +479,7 @@ def write_head(path, raster, bands, dtype, window):
     with rasterio.open(path, "w", **profile) as file:
         for number, band in enumerate([0, *bands]):  # 0 stands for the whole raster
             file.update_tags(number, **keep_tags(raster.tags(band)))
-        file.update_tags(FOCAL_MEAN_OF=public_name(raster), FOCAL_MEAN_WINDOW=window)
+        file.update_tags(FOCAL_MEAN_OF=name_source(raster), FOCAL_MEAN_WINDOW=window)
         file.update_tags(ns="RPC", **raster.tags(ns="RPC"))
         for item in "descriptions", "units", "scales", "offsets":
             with contextlib.suppress(UnicodeDecodeError):  # a text in an older encoding
@@ -463,22 +499,12 @@ def keep_tags(tags):
     return {key: text for key, text in tags.items() if not pattern.fullmatch(key)}
 
 
-def public_name(raster):
-    """Return the name of a raster for everybody to read, in one line.
-
-    In an address, user:password@ is left out, and what follows a question mark, often a
-    key or a signature, is made a number: addresses that differ there stay different.
-    """
-    name = raster.name
-    if not os.path.exists(name):
-        address, _, query = re.sub("//[^/@]*@", "//", name).partition("?")
-        name = f"{address}?{checksum(query)}" if query else address
-    return re.sub(r"[\s\0-\x1f]+", " ", name).strip()  # as a tag keeps it
-
-
-def checksum(text):
-    """Return a short number, as text, that differs if the text does."""
-    return f"{zlib.crc32(os.fsencode(text)):x}"
+def name_source(raster):
+    """Return the name of a raster for the tag FOCAL_MEAN_OF: in one line, no secrets."""
+    name = hide_secrets(raster.name)
+    if os.path.exists(raster.name):
+        name = os.path.realpath(raster.name)
+    return re.sub(r"[\0-\x1f]", "?", name).strip()
 
 
 def find_starts(path, bands):
@@ -488,7 +514,7 @@ def find_starts(path, bands):
     """
     with rasterio.open(path) as file:
         row = file.width * np.dtype(file.dtypes[0]).itemsize
-        first = int(file.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1))
+        first = int(file.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1) or 0)
         last = first + row * (file.height * file.count - 1)
         tag = f"BLOCK_OFFSET_0_{file.height - 1}"  # a block is a row
         if file.get_tag_item(tag, "TIFF", bidx=file.count) != str(last):
@@ -542,7 +568,8 @@ def fail(path, reason):
     """End the run of the raster at path at once, without a result; say why."""
     handle_signals(signal.SIG_IGN)
     shutil.rmtree(FOLDER, ignore_errors=True)
-    say(f"{path}: {reason}, no result\n", sys.stderr)
+    line = f"{path}: {reason}, no result\n"
+    say(line.replace(path, hide_secrets(path)), sys.stderr)
     os._exit(1)  # without waiting for other threads: a Pool's could wait for ever
 
 
@@ -553,10 +580,21 @@ def explain(error):
     return " ".join(str(error).split()) or "not enough memory"
 
 
-def say(text, file):
-    """Print a text at once. If that fails, as the disk is full, the run goes on."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, end="", file=file, flush=True)
+def hide_secrets(name):
+    """Return the name of a raster without secrets, if it is an address on the web.
+
+    user:password@ is left out, and what follows a question mark, often a key, is made a
+    number. So addresses that differ there still have different names.
+    """
+    if os.path.exists(name) or not re.search("https?:|ftp:|/vsi", name):
+        return name
+    address, _, query = re.sub(r"(\w+://)[^/]*@", r"\1", name).partition("?")
+    return f"{address}?{checksum(query)}" if query else address
+
+
+def checksum(text):
+    """Return a short number, as text, that differs if the text does."""
+    return f"{zlib.crc32(os.fsencode(text)):x}"
 
 
 def handle_signals(handler):
@@ -565,6 +603,12 @@ def handle_signals(handler):
     for number in [signal.Signals[name] for name in names]:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def say(text, file):
+    """Print a text at once. If that fails, as the disk is full, the run goes on."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, end="", file=file, flush=True)
 
 
 if __name__ == "__main__":

@@ -70,10 +70,11 @@ def start_fast(tmp_path_factory):
         pid = ask(case)
 
         def wait():
-            code, seconds = ask(pid)
+            code, seconds, bytes_read = ask(pid)
             written = [Path(f"{case['output']}.{i}").read_text() for i in (1, 2)]
             done = subprocess.CompletedProcess(case, code, *written)
             done.seconds = seconds  # of the processors
+            done.bytes_read = bytes_read
             return done
 
         return pid, wait

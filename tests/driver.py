@@ -1,7 +1,8 @@
 """Run the scripts for the tests, each in a new process, without the time of the imports.
 
 Each line of standard input is a case, and the answer is the number of its process. Sent
-that number, the driver waits for its end and answers with exit code and CPU seconds.
+that number, the driver waits for its end and answers with its exit code, and the CPU
+seconds and bytes read by it and its workers.
 """
 
 import ctypes
@@ -14,12 +15,19 @@ from pathlib import Path
 import rasterio  # noqa: F401
 import scipy.ndimage  # noqa: F401
 
+
+def count_bytes():
+    """Return how many bytes this process has read."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
 for line in sys.stdin:
     case = json.loads(line)
     if isinstance(case, int):
+        before = count_bytes()  # those of processes that were waited for, too
         _, status, taken = os.wait4(case, 0)
-        seconds = taken.ru_utime + taken.ru_stime
-        print(json.dumps([os.waitstatus_to_exitcode(status), seconds]), flush=True)
+        costs = taken.ru_utime + taken.ru_stime, count_bytes() - before
+        print(json.dumps([os.waitstatus_to_exitcode(status), *costs]), flush=True)
         continue
     if os.fork() == 0:
         os.setsid()

@@ -5,7 +5,8 @@
 #     OLDEST=1 bash tests/run.sh             with the oldest packages that may be used
 set -eu
 cd "$(dirname "$0")/.."
-packages=(slurm-wlm munge slurmdbd mariadb-server-core lmod libnss-wrapper gdal-bin shellcheck)
+packages=(slurm-wlm munge slurmdbd mariadb-server-core libslurm-perl libslurmdb-perl lmod
+    libnss-wrapper gdal-bin shellcheck)
 install() { # what would take another database away is not installed
     apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
         --no-install-recommends --no-remove "${packages[@]}" >/dev/null

@@ -1,0 +1,92 @@
+"""What a run costs is counted: the bytes that it reads, and how time grows with bands."""
+
+import numpy as np
+import pytest
+import rasterio
+from benchmark import tiles
+from rasterio.shutil import copy
+from rasters import read, write_raster
+from runs import MULTI, SCRIPTS, SIMPLE, check_silent
+
+RNG = np.random.default_rng(0)
+STACK = tiles(512, interleave="pixel")
+CASES = {  # bands, rows, columns, the profile of the file; how it is read
+    "bands in pixels": ((12, 1500, 1500), STACK, ""),
+    "bands in tiles": ((12, 1500, 1500), tiles(512, interleave="band"), ""),
+    "bands in lines": ((12, 1500, 1500), {"driver": "ENVI", "INTERLEAVE": "BIL"}, ""),
+    "130 bands": ((130, 500, 500), tiles(256, interleave="pixel"), ""),
+    "tiles of 4096": ((1, 5000, 5000), tiles(4096), ""),
+    "virtual, tiles of 2048": ((1, 5000, 5000), tiles(2048), "vrt"),
+    "virtual, one strip": (
+        (1, 5000, 5000),
+        {"blockysize": 5000, "compress": "lzw"},
+        "vrt",
+    ),
+    "virtual in virtual": ((1, 5000, 5000), tiles(2048), "vrt of vrt"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_byte_is_read_once(case, tmp_path, run_fast):
+    """But for halos and the head: at most 1.3 times the file. With 2 CPUs, at most 2.3."""
+    shape, profile, kind = CASES[case]
+    raster = tmp_path / "a.tif"
+    write_raster(raster, RNG.integers(0, 255, shape, np.uint8), **profile)
+    size = raster.stat().st_size
+    for number in range(kind.count("vrt")):
+        virtual = tmp_path / f"{number}.vrt"
+        copy(raster, virtual, driver="VRT")
+        raster = virtual
+    for script, most in (SIMPLE, 1.3), (MULTI, 2.3):
+        done = run_fast(script, raster, 15, cwd=tmp_path)
+        check_silent(done)
+        print(f"{case}, {script.name}: {done.bytes_read / size:.2f}")
+        assert size < done.bytes_read < most * size
+
+
+def test_time_does_not_grow_with_the_square_of_the_bands(tmp_path, run_fast):
+    """2400 bands take at most 12 times the processor seconds of 300."""
+    seconds = []
+    for count in 300, 2400:
+        raster = tmp_path / f"{count}.tif"
+        write_raster(raster, RNG.integers(0, 255, (count, 60, 60), np.uint8))
+        runs = [run_fast(SIMPLE, raster, 5, cwd=tmp_path) for _ in range(3)]
+        seconds.append(min(done.seconds for done in runs))
+    assert seconds[1] < 12 * seconds[0], seconds
+
+
+def test_sheets_of_a_virtual_raster_stay_open(tmp_path, run_fast):
+    """120 side by side, more than GDAL keeps open by itself."""
+    parts = RNG.integers(0, 255, (120, 1, 600, 50), np.uint8)
+    text = '<VRTDataset rasterXSize="6000" rasterYSize="600"><VRTRasterBand band="1">'
+    for number, part in enumerate(parts):
+        place = rasterio.Affine.translation(50 * number, 0)
+        path = tmp_path / f"{number}.tif"
+        write_raster(path, part, compress="deflate", blockysize=600, transform=place)
+        text += f"""<SimpleSource><SourceFilename>{path}</SourceFilename><DstRect
+            xOff="{50 * number}" yOff="0" xSize="50" ySize="600"/></SimpleSource>"""
+    (tmp_path / "all.vrt").write_text(text + "</VRTRasterBand></VRTDataset>")
+    changes = {"array = 1.6e7": "array = 1e6"}  # many pieces
+    done = run_fast(SIMPLE, tmp_path / "all.vrt", 5, cwd=tmp_path, changes=changes)
+    check_silent(done)
+    assert done.bytes_read < 2 * parts.size
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_more_than_100_bands_of_two_types(script, tmp_path, run_fast):
+    """rasterio reads bands of one type at a time."""
+    sources = []
+    for dtype in np.uint8, np.int16:
+        path = tmp_path / f"{np.dtype(dtype)}.tif"
+        write_raster(path, RNG.integers(0, 99, (60, 40, 50)).astype(dtype))
+        sources.append(path)
+    text = '<VRTDataset rasterXSize="50" rasterYSize="40">'
+    for band in range(1, 121):
+        kind, source = [("Byte", sources[0]), ("Int16", sources[1])][band > 60]
+        text += f"""<VRTRasterBand dataType="{kind}" band="{band}"><SimpleSource>
+            <SourceFilename>{source}</SourceFilename><SourceBand>{(band - 1) % 60 + 1}
+            </SourceBand></SimpleSource></VRTRasterBand>"""
+    (tmp_path / "both.vrt").write_text(text + "</VRTDataset>")
+    check_silent(run_fast(script, tmp_path / "both.vrt", 1, cwd=tmp_path))
+    expected = np.concatenate([read(path) for path in sources])
+    np.testing.assert_allclose(read(tmp_path / "smooth/both.tif"), expected)
