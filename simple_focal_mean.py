@@ -237,7 +237,7 @@ def measure_cache(raster, together, height, top, bottom):
     piece with its halo. All pieces lie between the rows top and bottom.
     """
     block_height, size = measure_blocks(raster)
-    touched = height / block_height + 2  # rows of blocks; 2 are cut by a piece's ends
+    touched = (height - 2) // block_height + 2  # rows of blocks, at most
     first = max(top, 0) // block_height
     end = math.ceil(min(bottom, raster.height) / block_height)
     kept = raster.count if find_order(raster) == "PIXEL" else together

@@ -145,8 +145,9 @@ def test_commands_in_their_order(cluster, tmp_path):
                     continue
                 elif not command.startswith(tuple(ELSEWHERE)):
                     output = type_in(command, place, environment)
+                    print(f"$ {command}\n{output}")
             if "start.sh" in text:  # before that, programs say what the page says
-                words = re.search(r"or each command\ssays `(\w+)`", README)[1]
+                words = re.search(r"each command of Slurm\ssays `(\w+)`", README)[1]
                 assert words in subprocess.getoutput("squeue")
                 environment |= dict(re.findall(r"export (\w+)=(.*)", output))
                 stop = output.splitlines()[-1]
@@ -260,7 +261,7 @@ def test_files_of_other_people(tmp_path):
         variable[:] = -9
         variable.missing_value, variable._FillValue = np.float32(-9), np.float32(1e20)
     info = subprocess.getoutput(f"gdalinfo -mm {tmp_path}/m.nc")
-    assert "Min/Max=-9.000" in info and "NoData Value=1.0" in info
+    assert "Min/Max=-9.000" in info and "NoData Value=1e+20" in info
 
 
 def test_pictures_can_be_drawn_again(tmp_path):

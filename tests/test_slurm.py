@@ -141,6 +141,15 @@ def test_batch_jobs(cluster, tmp_path):
 def test_variables_of_the_terminal_win_over_the_batch_files(cluster, tmp_path):
     folder = checkout(tmp_path / "checkout")
     variables = {"SBATCH_ACCOUNT": "project_2000000", "SBATCH_PARTITION": "test"}
+    account = f"account {variables['SBATCH_ACCOUNT']}"
+    ask(cluster, *f"sacctmgr -i add {account}".split())
+    user = ask(cluster, "id", "-un").strip()
+    ask(
+        cluster,
+        *f"sacctmgr -i add user {user} {account}".replace(
+            "account ", "account="
+        ).split(),
+    )
     for batch_file in (SIMPLE, MULTI, ARRAY):
         job = submit(cluster | variables, folder, f"sbatch {batch_file}")
         for task in wait_for(cluster, job):
@@ -237,7 +246,7 @@ def test_too_small_memory_request(cluster, tmp_path):
         commands = [f"sbatch {o} {f} {raster} 401" for o, f in zip(options, files)]
         return run(cluster, *zip(folders, commands))
 
-    tasks = run_all("--mem-per-cpu=120", "--mem-per-cpu=80", "--mem-per-cpu=165")
+    tasks = run_all("--mem-per-cpu=100", "--mem-per-cpu=80", "--mem-per-cpu=150")
     if runs.sees_memory(cluster):
         assert not {"COMPLETED", "TIMEOUT"} & {task["JobState"] for task in tasks}
         assert not any("smooth/" in texts(folder)[0] for folder in folders)
