@@ -1,30 +1,31 @@
 #!/bin/bash -l
 #SBATCH --job-name=array         # the name that squeue shows
-##SBATCH --account=project_2000000    # the project that pays: write yours, remove one #
-#SBATCH --output=array_job_out_%A_%a.txt    # each task has its own files: %A is the
-#SBATCH --error=array_job_err_%A_%a.txt     # number of the job, %a that of the task
-#SBATCH --partition=serial       # the queue to wait in: sinfo lists those of a cluster
-#SBATCH --time=00:00:05          # hours:minutes:seconds at most, rounded up to a minute
-#SBATCH --ntasks=1               # how many programs Slurm prepares for: one
-#SBATCH --cpus-per-task=1        # CPUs for each program
+##SBATCH --account=project_2000000    # the project that pays: write yours, delete one #
+#SBATCH --output=array_job_out_%A_%a.txt    # one file for each task: %A is the job's number
+#SBATCH --error=array_job_err_%A_%a.txt     # and %a the task's number; error messages
+#SBATCH --partition=serial       # the queue to wait in; sinfo lists all queues
+#SBATCH --time=00:00:05          # longest run time; Slurm rounds up to a minute
+#SBATCH --ntasks=1               # one program is started
+#SBATCH --cpus-per-task=1        # CPUs for this program
 #SBATCH --mem-per-cpu=500        # MB of memory for each CPU
-#SBATCH --array=1-2              # the numbers of the tasks; the lines above are for each
+#SBATCH --array=1-2              # tasks 1 and 2; each gets the time, CPUs, memory above
 
-# sbatch takes, after the name of this file: [LIST [WINDOW]]
-list=${1:-mapsheets.txt} # a text file with the path of one raster in each line
+# What follows the name of this file in the command: a list, or the default after :-
+list=${1:-mapsheets.txt} # the path of one raster in each line
 
 # The raster of this task: the line of the list that has the task's number.
 raster=$(command sed -n "${SLURM_ARRAY_TASK_ID}p" -- "$list" 2>/dev/null)
-raster=${raster%$'\r'} # Windows ends a line with this sign, too
+raster=${raster%$'\r'} # without the carriage return of Windows text files
 if [[ $raster != *[![:space:]]* ]]; then
     echo "$list, line $SLURM_ARRAY_TASK_ID: no raster there, or no such list" >&2
     exit 1
 fi
 
-# Python with rasterio: from the folder .venv that README makes, or else from a module of
-# the cluster: write its name instead of geo-env. (The -l in the first line makes bash a
-# login shell: on many clusters, only that one has the command module.)
+# Use .venv, which README makes, if it exists. Otherwise load a module with Python and
+# rasterio: replace geo-env by its name. (On many clusters, only a login shell knows the
+# command module: hence the -l in the first line.)
 source .venv/bin/activate 2>/dev/null || module load geo-env
 
-# exec puts Python in the place of this shell, so that Slurm's signals reach Python.
+# exec: Python takes the place of this shell. So scancel and the time limit reach Python,
+# and it can clean up. "${@:2}" is what follows the list in the command: a window.
 exec python simple_focal_mean.py -- "$raster" "${@:2}"

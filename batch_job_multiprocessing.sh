@@ -1,22 +1,23 @@
 #!/bin/bash -l
 #SBATCH --job-name=multi         # the name that squeue shows
-##SBATCH --account=project_2000000    # the project that pays: write yours, remove one #
-#SBATCH --output=out.txt         # the file for what the script prints
-#SBATCH --error=err.txt          # the file for its errors
-#SBATCH --partition=serial       # the queue to wait in: sinfo lists those of a cluster
-#SBATCH --time=00:00:05          # hours:minutes:seconds at most, rounded up to a minute
-#SBATCH --ntasks=1               # how many programs Slurm prepares for: one
-#SBATCH --cpus-per-task=4        # CPUs for each program
+##SBATCH --account=project_2000000    # the project that pays: write yours, delete one #
+#SBATCH --output=out.txt         # what the script prints; the next job writes it anew
+#SBATCH --error=err.txt          # error messages, likewise
+#SBATCH --partition=serial       # the queue to wait in; sinfo lists all queues
+#SBATCH --time=00:00:05          # longest run time; Slurm rounds up to a minute
+#SBATCH --ntasks=1               # one program is started
+#SBATCH --cpus-per-task=4        # CPUs for this program
 #SBATCH --mem-per-cpu=500        # MB of memory for each CPU
 
-# sbatch takes, after the name of this file: [RASTER [WINDOW]]
+# What follows the name of this file in the command: a raster, or the default after :-
 raster=${1:-tests/data/jacksboro.vrt}
 
-# Python with rasterio: from the folder .venv that README makes, or else from a module of
-# the cluster: write its name instead of geo-env. (The -l in the first line makes bash a
-# login shell: on many clusters, only that one has the command module.)
+# Use .venv, which README makes, if it exists. Otherwise load a module with Python and
+# rasterio: replace geo-env by its name. (On many clusters, only a login shell knows the
+# command module: hence the -l in the first line.)
 source .venv/bin/activate 2>/dev/null || module load geo-env
 
-# exec puts Python in the place of this shell, so that Slurm's signals reach Python.
-# (No srun: from Slurm 22.05 on, the program that it starts gets one CPU.)
+# exec: Python takes the place of this shell. So scancel and the time limit reach Python,
+# and it can clean up. "${@:2}" is what follows the raster in the command: a window.
+# Do not add srun: from Slurm 22.05 on, it gives the program one CPU.
 exec python multiprocessing_focal_mean.py -- "$raster" "${@:2}"

@@ -48,8 +48,8 @@ FOLDER = Path("smooth", f"{os.urandom(8).hex()}.unfinished")
 def main(path, window):
     """Blur the raster at path: the workers of a Pool blur chunks of its rows."""
     cpus = count_cpus()
-    global done  # of each chunk, the part that its worker has done: from 0 to 1
-    done = multiprocessing.RawArray("d", cpus)
+    global done  # which part of each chunk is blurred, from 0 to 1
+    done = multiprocessing.RawArray("d", cpus)  # in memory that the workers share
     pool, workers = start_pool(cpus)  # before GDAL opens files, which cannot be shared
     with rasterio.open(path) as raster:
         plans = plan_chunks(raster, window, cpus)
@@ -71,7 +71,7 @@ def plan_chunks(raster, window, cpus):
     cuts = [raster.height * i // cpus for i in range(cpus + 1)]  # rows
     chunks = itertools.pairwise(cuts)
     plans = [make_plan(raster, window, top, bottom) for top, bottom in chunks]
-    # A worker shares some of Python's memory with this process: 0.7 of it is its own.
+    # Some 0.7 of Python's memory is each worker's own. This process adds its 1 to all.
     memory = sum(plan.memory for plan in plans) / cpus
     warn_of_memory(raster, memory, processes=0.7 + 1 / cpus)
     return plans
@@ -93,7 +93,7 @@ def blur_chunk(path, window, result, chunk):
 def start_pool(cpus):
     """Return a Pool of so many workers, and the workers; OSError if they cannot start.
 
-    Signals such as Ctrl-C wait until the workers know what to do with them.
+    Signals such as Ctrl-C are held back until each worker has its own handlers.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     context = multiprocessing.get_context("fork")
@@ -110,8 +110,8 @@ def start_worker(parent):
     """Let a worker end silently when it is told to, or when its parent process ends."""
     handle_signals(signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent
-    # Let Linux kill it when its parent ends. Else it could wait for ever for the Pool's
-    # lock, if another worker was killed while it held that.
+    # Let Linux kill the worker when its parent ends. Otherwise it could wait for ever: for
+    # the Pool's lock, which another worker held when it was killed.
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:  # it has ended before Linux knew
@@ -137,7 +137,7 @@ def wait_for(results):
 
 
 def end_pool(pool, workers):
-    """End the script, without the Pool's own end: that waits for killed workers, too."""
+    """End the script without the Pool's own cleaning up, which can wait for ever."""
     pool.close()
     for worker in workers:  # Slurm counts the CPU time of workers that are waited for
         worker.join(timeout=5 / len(workers))  # seconds
@@ -173,22 +173,22 @@ def read_rows(raster, bands, top, bottom, dtype):
 
 
 def hide_invalid(raster, bands, box, values):
-    """Set the pixels to NaN that nodata, a mask or an alpha band marks as invalid.
+    """Set to NaN the pixels that nodata, a mask or an alpha band marks as invalid.
 
     values (band, row, column) are the pixels of the box in the raster.
     """
-    # Where a raster has both, GDAL's masks ignore nodata: so look at each by itself.
+    # If a raster has nodata and a mask, GDAL's mask leaves nodata out: so check each.
     nodata = raster.nodatavals  # of all bands
     for band, pixels in zip(bands, values):
         hide_nodata(pixels, nodata[band - 1], raster.dtypes[band - 1])
     if has_masks(raster):
         values[raster.read_masks(bands, window=box) == 0] = np.nan
-    for alpha in find_alpha(raster):  # GDAL makes a mask of it beside 1 or 3 bands only
+    for alpha in find_alpha(raster):  # for GDAL a mask only beside 1 or 3 bands
         values[:, raster.read(alpha, window=box) == 0] = np.nan
 
 
 def hide_nodata(pixels, nodata, dtype):
-    """Set the pixels to NaN that have the nodata value of their band, if it has one."""
+    """Set to NaN the pixels that have the nodata value of their band, if it has one."""
     if nodata is None or not in_dtype_range(nodata, pixels.dtype):
         return
     if dtype == "float32":
@@ -200,12 +200,13 @@ def focal_mean(values, window):
     """Return the mean of the window around each pixel, without the rows of the halo.
 
     values (band, row, column) begin and end with the rows of the halo. They are
-    overwritten. A NaN makes all means NaN whose window it is in.
+    overwritten. A mean is NaN if its window contains a NaN.
     """
-    weights = np.full(window, 1 / window)  # a Gaussian has others: see README
+    weights = np.full(window, 1 / window)  # a Gaussian only needs others
     halo = window // 2
     # First the mean down each column, then along each row: the mean of the square, with
-    # 2 x WINDOW multiplications a pixel instead of WINDOW x WINDOW.
+    # 2 x WINDOW multiplications a pixel instead of WINDOW x WINDOW. What the first pass
+    # gives for the rows of the halo is wrong, and is cut off.
     convolve1d(values, weights, axis=1, output=values)
     means = values[:, halo : values.shape[1] - halo]
     # Beyond the left and right edge of the raster there is nothing: NaN.
@@ -225,7 +226,7 @@ def write_rows(result, bands, top, means):
             file.writelines(rows)  # one row of numbers after the other
 
 
-# That was the focal mean: at first reading, stop here. The rest is care for real rasters:
+# That was the focal mean: on a first reading, stop here. The rest is care for real rasters:
 # how much to hold in memory, how to write a result that is complete or absent, and what
 # it says of itself.
 
@@ -243,8 +244,8 @@ def empty_rows(bands, height, width, dtype):
 def list_boxes(raster, first, end):
     """Return the boxes, ((top, bottom), (left, right)), in which to read some rows.
 
-    GDAL reads band after band, and keeps little meanwhile. Where the bands lie side by
-    side in the file, a box is so small that all its bands are read from it only once.
+    GDAL reads one band of a box after the other. If a box is small, GDAL still holds the
+    part of the file where its bands lie side by side, and does not read it again.
     """
     columns, rows = raster.width, end - first
     if raster.driver in CUBES:
@@ -261,14 +262,14 @@ def list_boxes(raster, first, end):
 def make_plan(raster, window, top, bottom):
     """Return the Plan to blur the rows of a raster from top up to bottom.
 
-    Its pieces are small, so that memory grows neither with the height of the raster nor
-    with its bands. It does grow with the window, the width, and the size of blocks.
+    Its pieces are small, so that memory does not grow with the height of the raster. It
+    grows with the window, the width, and the size of the blocks, all bands included.
     """
     bands, dtype = choose_bands(raster)
     row_bytes = (raster.width + 48) * dtype.itemsize  # of one band, with the gap
     groups, together = group_bands(raster, bands, window, bottom - top, row_bytes)
-    # An array of 16 MB is fast; several bands together take up to 64 MB. A piece that is
-    # lower than two windows would mostly average its halo.
+    # An array of 16 MB is fast, or 64 MB for several bands. If the window is large, it is
+    # more: a piece of fewer rows than two windows would mostly average its halo.
     array = 1.6e7 * min(together, 4)
     height = max(2 * window, int(array / (together * row_bytes)))
     height = max(1, min(height, bottom - top))
@@ -277,7 +278,7 @@ def make_plan(raster, window, top, bottom):
         raster, together, height + window, top - window, bottom + window
     )
     array = (height + window) * together * row_bytes
-    # 0.3 is for the True and False of hide_invalid.
+    # 0.3 is for the arrays of True and False in hide_invalid.
     return Plan(pieces, cache, int(cache + 1.3 * array))
 
 
@@ -292,9 +293,9 @@ def group_bands(raster, bands, window, height, row_bytes):
     if len(set(raster.dtypes)) > 1:
         return split(bands, 1), 1  # rasterio reads bands of one type at a time
     if order == "PIXEL" and raster.count < 128:
-        return [bands], 1  # GDAL then keeps all bands of a block that it has read
+        return [bands], 1  # read one by one: GDAL's cache holds the others of a block
     if order == "PIXEL":
-        most = 2.5e8 / smallest  # of more bands, it only keeps those that are read
+        most = 2.5e8 / smallest  # with more bands, it holds only those read together
     elif order == "LINE" or raster.driver in ("VRT", *CUBES):  # as many as fit 250 MB
         most = 2.5e8 / (smallest + 2 * measure_blocks(raster)[1])
     else:  # each band has its own blocks: together only if all rows fit 16 MB
@@ -317,7 +318,7 @@ def list_pieces(groups, together, height, top, bottom):
 
 
 def split(bands, number):
-    """Return the bands in lists of so many."""
+    """Return the bands in lists of that number."""
     return [bands[i : i + number] for i in range(0, len(bands), number)]
 
 
@@ -361,7 +362,7 @@ def find_block_height(raster):
 
 
 def has_masks(raster):
-    """Return whether GDAL knows of a mask beside the nodata value that a band declares."""
+    """Return whether a band has a mask that says more than its nodata value."""
     for flags, nodata in zip(raster.mask_flag_enums, raster.nodatavals):
         if flags != [MaskFlags.all_valid if nodata is None else MaskFlags.nodata]:
             return True
@@ -369,7 +370,7 @@ def has_masks(raster):
 
 
 def find_order(raster):
-    """Return how a block holds bands: PIXEL after pixel, LINE after line, only one BAND."""
+    """Return how bands lie in a file: by PIXEL, by LINE, or each BAND by itself."""
     return raster.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE", "unknown")
 
 
@@ -397,7 +398,9 @@ def start_result(raster, window):
     )  # smooth may be a link to a folder that is gone
     try:
         write_head(path, raster, bands, dtype, window)
-        find_starts(path, bands)  # only checks: GDAL does not tell if the disk is full
+        find_starts(
+            path, bands
+        )  # raises if the file is damaged: GDAL tells no full disk
         with rasterio.open(path, "r+") as file:
             file.nodata = np.nan  # not set before, as GDAL would fill the file with it
         starts = find_starts(path, bands)
@@ -427,7 +430,7 @@ def name_result(raster):
     """Return the file name of the result of a raster."""
     if os.path.exists(raster.name):
         return f"{Path(raster.name).stem}.tif"
-    # An address, or a variable in a file: without the signs that no file name can have.
+    # An address, or a variable in a file: without the characters that no file name can have.
     name = re.sub(r"[^\w.-]+", "_", hide_secrets(raster.name))
     name = name.removesuffix(".tif").strip("_")
     if len(name.encode()) > 200:  # too long for a file name
@@ -436,7 +439,7 @@ def name_result(raster):
 
 
 def check_earlier(raster, target):
-    """FileExistsError if target is not an earlier result, or is part of the raster."""
+    """Raise FileExistsError unless target is free or this raster's earlier result."""
     if not target.exists():
         return
     source = ""
@@ -470,7 +473,7 @@ def write_head(path, raster, bands, dtype, window):
         "transform": raster.transform,
         "gcps": raster.gcps[0],
         # So that write_rows finds each row: one after the other, in this computer's
-        # order of bytes, one band after the other.
+        # byte order, one band after the other.
         "blockysize": 1,
         "endianness": "NATIVE",
         "interleave": "band",
@@ -526,7 +529,7 @@ def reserve_space(path):
     """Reserve a file's place on the disk: OSError if it is full, before any work is done.
 
     Where a disk cannot do that, writing the rows raises the error. (os.posix_fallocate
-    would then write to the whole file itself, which takes long on a network's disk.)
+    would then itself write to the whole file, which takes long on a network disk.)
     """
     libc = ctypes.CDLL(None, use_errno=True)
     with open(path, "r+b") as file:
@@ -583,7 +586,7 @@ def explain(error):
 def hide_secrets(name):
     """Return the name of a raster without secrets, if it is an address on the web.
 
-    user:password@ is left out, and what follows a question mark, often a key, is made a
+    user:password@ is left out, and what follows a question mark, often a key, becomes a
     number. So addresses that differ there still have different names.
     """
     if os.path.exists(name) or not re.search("https?:|ftp:|/vsi", name):
@@ -593,7 +596,7 @@ def hide_secrets(name):
 
 
 def checksum(text):
-    """Return a short number, as text, that differs if the text does."""
+    """Return a short number, as text, that almost always differs if the text does."""
     return f"{zlib.crc32(os.fsencode(text)):x}"
 
 
@@ -606,7 +609,7 @@ def handle_signals(handler):
 
 
 def say(text, file):
-    """Print a text at once. If that fails, as the disk is full, the run goes on."""
+    """Print a text at once. If that fails, for example as the disk is full, the run goes on."""
     with contextlib.suppress(OSError, ValueError):
         print(text, end="", file=file, flush=True)
 
@@ -628,6 +631,6 @@ if __name__ == "__main__":
     except (OSError, RasterioError, UnicodeError, MemoryError) as error:
         fail(options.raster, explain(error))
     except Exception:  # noqa: BLE001
-        # A mistake in this script itself: show in which line.
+        # A mistake in this script itself: show its line.
         sys.excepthook(*sys.exc_info())
         fail(options.raster, "stopped")

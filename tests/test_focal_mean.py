@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.enums import ColorInterp
+from rasterio.shutil import copy
 from rasters import brute_force, read, write_raster, write_vrt, write_zeros
 from runs import MULTI, ROOT, check_failed, files, wait_until
 
@@ -173,3 +174,69 @@ def test_result_larger_than_4_gb_is_a_bigtiff(start_fast, tmp_path):
     os.kill(pid, signal.SIGKILL)
     wait()
     assert draft.read(4) == b"II+\0"  # 43: BigTIFF's version number
+
+
+MASKS = ["beside", "inside", "of the raster", "of a band", "values in a tag"]
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_nodata_counts_beside_a_mask(kind, blurred, dem, tmp_path):
+    """Of each band its own nodata, though GDAL's mask leaves it out."""
+    bands, valid = hole(HEIGHTS.repeat(2, 0), -9999)
+    bands[0, 5, 5], bands[1, 7, 7] = 0, -9999
+    valid[1, 7, 7] = False
+    mask = np.ones(bands.shape[1:], bool)
+    if kind == "values in a tag":  # hides what is 0 and -9999 in the bands of a pixel
+        bands[:, 30, 9] = 0, -9999
+        mask[30, 9] = False
+    else:
+        mask[30, 9:12] = False
+    raster = dem(bands, nodata=-9999)
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=kind == "inside"),
+        rasterio.open(raster, "r+") as file,
+    ):
+        if kind in ("beside", "inside"):
+            file.write_mask(mask)
+        elif kind == "values in a tag":
+            file.update_tags(NODATA_VALUES="0 -9999")
+    if kind.startswith("of"):
+        hidden = write_raster(tmp_path / "mask.tif", 255 * mask[None].astype(np.uint8))
+        copy(raster, tmp_path / "mask.vrt", driver="VRT")
+        text = (tmp_path / "mask.vrt").read_text()
+        band = f"""<MaskBand><VRTRasterBand dataType="Byte"><SimpleSource>
+            <SourceFilename>{hidden}</SourceFilename></SimpleSource></VRTRasterBand>
+            </MaskBand>"""
+        end = "</VRTDataset>" if kind == "of the raster" else "</VRTRasterBand>"
+        raster = tmp_path / "mask.vrt"
+        raster.write_text(text.replace(end, band + end))
+    check(blurred(raster, 3), bands, valid & mask, window=3)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_nodata_that_no_float_holds(dtype, blurred, dem, tmp_path):
+    bands, valid = hole((HEIGHTS / 2).clip(1, 120).astype(dtype), np.iinfo(dtype).max)
+    nodata = f"><NoDataValue>{np.iinfo(dtype).max}</NoDataValue>"
+    vrt = write_vrt(tmp_path / "large.vrt", dem(bands), extra=nodata)
+    kind = dtype.replace("i", "I").replace("u", "U")
+    vrt.write_text(vrt.read_text().replace("Float32", kind))
+    check(blurred(vrt, 3), bands, valid, window=3)
+
+
+@pytest.mark.parametrize("nodata", [0.1, 1e39])
+def test_nodata_is_rounded_as_the_pixels_of_its_band(nodata, blurred, dem, tmp_path):
+    """Also where a band of another type makes the means float64. 1e39 is no float32."""
+    bands = HEIGHTS.repeat(2, 0)
+    bands[0, 20, 30] = 0.1
+    valid = np.ones(bands.shape, bool)
+    valid[0, 20, 30] = nodata != 0.1
+    sources = [dem(bands[:1]), tmp_path / "double.tif"]
+    write_raster(sources[1], bands[1:].astype(np.float64))
+    text = '<VRTDataset rasterXSize="50" rasterYSize="40">'
+    for number, kind in enumerate(["Float32", "Float64"]):
+        text += f"""<VRTRasterBand dataType="{kind}" band="{number + 1}"><NoDataValue>
+            {nodata}</NoDataValue><SimpleSource><SourceFilename>{sources[number]}
+            </SourceFilename></SimpleSource></VRTRasterBand>"""
+    text = text.replace("\n            ", "")
+    (tmp_path / "both.vrt").write_text(text + "</VRTDataset>")
+    check(blurred(tmp_path / "both.vrt"), bands, valid)

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -26,8 +27,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        path = self.server.folder / self.path[1:]
-        data = path.read_bytes() if path.is_file() else b""
+        name, _, query = self.path[1:].partition("?")
+        path = self.server.folder / name
+        there = path.is_file() and "." not in query  # ?sig=....msk is another file
+        data = path.read_bytes() if there else b""
         part = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         first, last = map(int, part.groups()) if part else (0, len(data))
         answer = data[first : last + 1]
@@ -102,3 +105,29 @@ def test_processes_do_not_disturb_each_others_reading(tmp_path, run_fast, dem, k
             old, raster = raster, tmp_path / "new.nc"
             copy(old, raster, driver="netCDF", FORMAT="NC4")
     check_often(run_fast, tmp_path, raster, raster)
+
+
+def test_secrets_of_an_address_are_not_told(tmp_path, run_fast, address, dem):
+    """Neither in the result's name nor its tags, nor in an error; but addresses differ."""
+    dem(VALUES[:, :40, :50])
+    web = address.removeprefix("/vsicurl/")
+    rasters = [f"{address}/dem.tif?sig=SECRET&part={part}" for part in (1, 2)]
+    host = web.replace("http://", "http://anna:SECRET@")
+    rasters += [f"/vsicurl/{host}/dem.tif"]
+    rasters += [f"/vsicurl?max_retry=1&url={quote(web, '')}%2Fdem.tif%3Fsig%3DSECRET"]
+    for script in SIMPLE, MULTI:
+        cwd = tmp_path / script.stem
+        cwd.mkdir()
+        for raster in rasters * 2:  # the second time, each replaces its own result
+            done = run_fast(script, raster, 3, cwd=cwd)
+            check_silent(done)
+        results = list((cwd / "smooth").iterdir())
+        assert len(results) == len(rasters), results
+        for path in results:
+            with rasterio.open(path) as result:
+                assert "SECRET" not in f"{path} {result.tags()}"
+        for raster in rasters:
+            missing = raster.replace("dem.tif", "missing.tif")
+            done = run_fast(script, missing, 3, cwd=cwd)
+            assert done.returncode == 1
+            assert "SECRET" not in done.stdout + done.stderr, done

@@ -5,7 +5,7 @@ import itertools
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from signal import SIGINT, SIGKILL, SIGTERM
+from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIGXCPU
 
 import numpy as np
 import pytest
@@ -117,6 +117,7 @@ def test_damage_shows_before_the_other_workers_are_done(tmp_path, paused, damage
 
 # As a user, Slurm and Ctrl-C do.
 KILLS = [(os.kill, SIGTERM), (os.killpg, SIGTERM), (os.killpg, SIGINT)]
+OTHERS = [(os.kill, SIGUSR1), (os.killpg, SIGHUP), (os.kill, SIGXCPU)]
 PLACES = [(place, 0) for place in (OPEN, *DRAFTED, READ, WRITE, RENAME, CLEAN)]
 PLACES += [(OPEN, n / 100) for n in (1, 2, 4, 8)]
 
@@ -149,7 +150,8 @@ def test_stopped_run_leaves_nothing_behind(tmp_path, paused, small, place, delay
             check_none(done, small, folder / "run", *([] if delay else ["stopped"]))
 
     with ThreadPoolExecutor(3) as threads:
-        list(threads.map(stop, *zip(*itertools.product(SCRIPTS, KILLS))))
+        kills = [*KILLS, *OTHERS] if place in (DRAFTED[0], READ) else KILLS
+        list(threads.map(stop, *zip(*itertools.product(SCRIPTS, kills))))
 
 
 def test_worker_that_starts_late_ends_with_its_parent(tmp_path, paused):
@@ -204,13 +206,33 @@ def test_nonsense_as_cpus_or_memory_is_no_failure(tmp_path, run_fast, small):
         check_silent(run_fast(MULTI, small, cwd=tmp_path, **environment))
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_start_method_changes_nothing(public, run_fast, small, damaged, method):
-    """The result, or the line that says why not; nothing stays in TMPDIR."""
-    hook = f"import multiprocessing\nmultiprocessing.set_start_method({method!r})"
-    options = {"cwd": public, "hook": hook, "TMPDIR": str(public)}
-    check_none(run_fast(MULTI, damaged, **options), damaged, public, "cannot read it")
-    check_whole(run_fast(MULTI, small, **options), small, public)
+def test_worker_ends_silently(tmp_path, paused, small):
+    """Told so by SIGTERM, it prints nothing; the run tells that it was killed."""
+    with paused(tmp_path, MULTI, small, READ, IN_WORKER) as (pid, gate, end):
+        for worker in set(find_members(pid)) - {pid}:
+            os.kill(worker, SIGTERM)
+        (gate / "go").touch()
+        done = end()
+    check_none(done, small, tmp_path / "run", "worker", "memory")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("delay", [0, 0.002, 0.005, 0.01])
+def test_worker_killed_at_its_start_does_not_hang(tmp_path, paused, small, delay):
+    """Before the Pool is complete, when a new worker can already have taken its place."""
+    first = "multiprocessing.get_context"
+    with paused(tmp_path, MULTI, small, first) as (pid, gate, end):
+        (gate / "go").touch()
+        wait_until(lambda: len(find_members(pid)) > 1)
+        time.sleep(delay)
+        for worker in sorted(set(find_members(pid)) - {pid})[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, SIGKILL)
+        done = end()
+    if done.returncode:
+        check_none(done, small, tmp_path / "run", "worker")
+    else:
+        check_whole(done, small, tmp_path / "run")
 
 
 def test_the_processor_time_of_workers_is_counted(tmp_path, run_fast):

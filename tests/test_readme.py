@@ -47,7 +47,8 @@ ELSEWHERE = {  # how a command on the page starts that is not run, and why
     "export SBATCH": "the reader's own account and partition; test_slurm tries others",
     "module load": "the reader's own module",
     "gdal_edit.py -colorinterp": "the reader's own raster; a test below has one",
-    "sbatch batch_job_simple.sh dem.tif": "the reader's own raster",
+    "gdal_translate -a_nodata": "likewise",
+    "sbatch --time=00:10:00 batch_job_simple.sh dem.tif": "the reader's own raster",
     "sbatch batch_job_multiprocessing.sh dem.tif": "the reader's own raster",
 }
 INSTEAD = {  # what is run in place of a command
@@ -198,6 +199,21 @@ def test_what_to_ask_for_is_what_the_benchmark_measured(size, program):
     assert rss / int(cpus) <= int(memory) <= 1.2 * rss / int(cpus)
 
 
+def test_times_on_the_page_are_those_of_the_benchmark():
+    """Rounded to tenths of a second; and no run took longer than the page's rule."""
+    text = (ROOT / "tests/benchmark.md").read_text()
+    row = r"(?m)^\| (\w+).tif \S+ x \S+ x \d+ \| (\S+ ?\d*) \| (\d+) \| \d+ \| (\S+) \| (\S*) \|"
+    rows = re.findall(row, text)
+    times = {row[:3]: float(row[3]) for row in rows}
+    assert all(float(seconds) <= float(rule) for *_, seconds, rule in rows if rule)
+    slow, fast = times["sheet", "2-D", "15"], times["sheet", "simple", "15"]
+    page = " ".join(README.split())
+    assert f"that is {slow:.1f} seconds instead of {fast:.1f} " in page
+    assert f"3000 x 3000 pixels: {fast:.1f} s |" in page
+    several = times["plain", "multiprocessing 2", "15"]
+    assert f"12000 x 12000 pixels, 2 CPUs: {several:.1f} s |" in page
+
+
 def load_changed(path, *changes):
     """Write the simple script to path with (old, new) lines; return it as a module."""
     code = SIMPLE.read_text()
@@ -262,6 +278,10 @@ def test_files_of_other_people(tmp_path):
         variable.missing_value, variable._FillValue = np.float32(-9), np.float32(1e20)
     info = subprocess.getoutput(f"gdalinfo -mm {tmp_path}/m.nc")
     assert "Min/Max=-9.000" in info and "NoData Value=1e+20" in info
+    (command,) = re.findall(r"`(gdal_translate -a_nodata .*?)`", README)
+    command = command.replace("-999", "-9").replace("x.nc:red", f"{tmp_path}/m.nc:a")
+    check_silent(run(*command.split(), cwd=tmp_path))
+    assert rasterio.open(tmp_path / "red.tif").nodata == -9
 
 
 def test_pictures_can_be_drawn_again(tmp_path):

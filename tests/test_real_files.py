@@ -17,7 +17,7 @@ from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.shutil import copy
 from rasters import read, write_earlier, write_netcdf, write_raster, write_vrt
-from runs import NAMES, SCRIPTS, SIMPLE, check_failed, check_silent, files
+from runs import NAMES, SCRIPTS, check_failed, check_silent, files
 
 ONES = np.ones((1, 40, 50), np.float32)
 BYTES = ONES.astype(np.uint8)
@@ -76,16 +76,22 @@ def test_result_replaces_one_of_the_same_raster(tmp_path, run_both, folders, dem
 
 
 @pytest.mark.parametrize(
-    "script, output", [(SIMPLE, ">/dev/full"), *product(SCRIPTS, [">&-", ""])]
+    "script, output",
+    product(SCRIPTS, ["", ">&-", ">/dev/full", "| true", "2>/dev/full", "2>&-"]),
 )
 def test_result_is_whole_though_nobody_hears_of_it(tmp_path, script, output):
     """Where nothing can be printed, or nothing but ASCII."""
     raster = write_raster(tmp_path / "höhe.tif", ONES)
-    line = f'PYTHONIOENCODING=ascii "$@" {output}'
+    line = "set -o pipefail; export SLURM_MEM_PER_CPU=" + "1" * ("2>" in output)
+    line += f'; PYTHONIOENCODING=ascii "$@" {output}'
     command = ["bash", "-c", line, "bash", sys.executable, script, raster]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b""), done
     assert read(tmp_path / "smooth/höhe.tif").shape == ONES.shape
+
+
+STALE = ["actual_range", "TIFFTAG_MINSAMPLEVALUE", "missing_value", "NODATA_VALUES"]
+NOT_STALE = ["sample_date", "landfill_id", "TIFFTAG_SOFTWARE", "range_of_species"]
 
 
 def test_what_is_said_of_bands_stays_and_what_is_false_goes(tmp_path, blurred, dem):
@@ -98,6 +104,7 @@ def test_what_is_said_of_bands_stays_and_what_is_false_goes(tmp_path, blurred, d
         for item, values in said.items():
             setattr(file, item, values)
         file.update_tags(2, **kept, **false)
+        file.update_tags(**{key: "7" for key in STALE}, **dict.fromkeys(NOT_STALE, "7"))
         file.update_tags(**{f"red#{key}": value for key, value in false.items()})
         file.update_tags(**{"red#long_name": "red"})
     vrt = tmp_path / "names.vrt"
@@ -112,7 +119,7 @@ def test_what_is_said_of_bands_stays_and_what_is_false_goes(tmp_path, blurred, d
             assert {item: getattr(result, item) for item in said} == said
             assert [result.tags(band) for band in (1, 2, 3)] == [{}, kept, {}]
             tags = result.tags().keys() - {"FOCAL_MEAN_WINDOW", "FOCAL_MEAN_OF"}
-            assert tags == {"AREA_OR_POINT", "red#long_name"}
+            assert tags == {"AREA_OR_POINT", "red#long_name", *NOT_STALE}
 
 
 def test_colour_table_does_not_stay(blurred, dem):
@@ -295,3 +302,100 @@ def test_result_never_replaces_one_that_came_meanwhile(run_both, folders, dem):
         check_failed(done, raster, "would overwrite smooth/dem.tif")
         assert files(cwd / "smooth") == ["dem.tif"]
         assert (cwd / "smooth/dem.tif").read_bytes() == earlier
+
+
+def test_names_in_an_older_encoding_are_left_out(tmp_path, blurred):
+    raster = tmp_path / "dem"
+    write_raster(raster, BYTES.repeat(2, 0), driver="ENVI")
+    header = tmp_path / "dem.hdr"
+    text = re.sub(rb"band names = {.*?}", b"", header.read_bytes(), flags=re.DOTALL)
+    header.write_bytes(text + "band names = {Höhe, b}\n".encode("latin-1"))
+    with rasterio.open(blurred(raster)) as result:
+        assert result.descriptions == (None, None)
+
+
+def test_order_of_bands_that_only_a_newer_gdal_knows(tmp_path, blurred, dem):
+    vrt = write_vrt(tmp_path / "tile.vrt", dem(ONES))
+    order = '<Metadata domain="IMAGE_STRUCTURE"><MDI key="INTERLEAVE">TILE</MDI>'
+    text = vrt.read_text().replace("<VRTRaster", f"{order}</Metadata><VRTRaster", 1)
+    vrt.write_text(text)
+    blurred(vrt)
+
+
+def test_names_that_are_long_or_odd(tmp_path, run_both):
+    """Of a variable in a file far below, and with a sign that no tag can hold."""
+    folder = tmp_path / ("d" * 120) / ("e" * 120)
+    folder.mkdir(parents=True)
+    write_netcdf(folder / "x.nc")
+    odd = write_raster(tmp_path / "a\x01b.tif", ONES)
+    names = f"netcdf:{folder}/x.nc:red", f"netcdf:{folder}/x.nc:nir", odd
+    for name in (*names, *names):  # the second time, each replaces its own result
+        for cwd, done in run_both(name):
+            check_silent(done)
+    assert len(files(cwd / "smooth")) == 3
+
+
+def test_virtual_raster_of_its_own_earlier_result(run_both, folders, dem):
+    """Two virtual rasters deep."""
+    raster = dem(ONES)
+    for cwd in folders:
+        write_vrt(cwd / "all.vrt", raster)
+    for _, done in run_both("all.vrt", 3):
+        check_silent(done)
+    for cwd in folders:
+        write_vrt(cwd / "inner.vrt", cwd / "smooth/all.tif")
+        write_vrt(cwd / "all.vrt", cwd / "inner.vrt")
+    for cwd, done in run_both("all.vrt", 3):
+        check_failed(done, "all.vrt", "would overwrite smooth/all.tif")
+
+
+def test_smooth_can_be_a_link(tmp_path, run_fast):
+    """To a folder that is gone; and to one that two projects share."""
+    for script in SCRIPTS:
+        for name in "a", "b":
+            cwd = tmp_path / script.stem / name
+            cwd.mkdir(parents=True)
+            (cwd / "smooth").symlink_to("../gone/smooth")
+            write_raster(cwd / "dem.tif", ONES)
+            done = run_fast(script, "dem.tif", cwd=cwd)
+            if name == "a":
+                check_silent(done)
+            else:  # its result would replace that of the other project
+                check_failed(done, "dem.tif", "would overwrite smooth/dem.tif")
+
+
+def test_name_that_is_taken_shows_before_the_work(run_both, folders, damaged):
+    """Were the raster read first, the damage would show."""
+    for cwd in folders:
+        write_earlier(cwd / "smooth/dem.tif", "other.tif")
+    for _, done in run_both(damaged):
+        check_failed(done, damaged, "would overwrite")
+
+
+def test_what_goes_with_a_result_gets_its_name_first(tmp_path, run_both, dem):
+    """So that who sees the .tif sees all of it."""
+    crs = "+proj=ob_tran +o_proj=longlat +o_lon_p=9 +o_lat_p=9 +lon_0=9"
+    raster = dem(ONES, crs=crs)  # which only a .aux.xml can hold
+    hook = """
+import pathlib
+original = pathlib.Path.replace
+def replace(self, target):
+    print(self.name)
+    return original(self, target)
+pathlib.Path.replace = replace
+"""
+    for _, done in run_both(raster, hook=hook):
+        check_silent(done)
+        assert done.stdout.splitlines()[1:3] == ["dem.tif.aux.xml", "dem.tif"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_mistake_in_the_script_shows_its_line(tmp_path, run_fast, script):
+    """Not dressed up as an error of the data or the disk."""
+    raster = write_raster(tmp_path / "dem.tif", ONES)
+    for old, new in ("1 / window)", "1 / wide)"), ('"bigtiff"', '1: 2, "bigtiff"'):
+        done = run_fast(script, raster, cwd=tmp_path, changes={old: new})
+        assert done.returncode == 1 and "Traceback" in done.stderr
+        assert "disk" not in done.stderr and "line" in done.stderr
+        assert done.stderr.splitlines()[-1] == f"{raster}: stopped, no result"
+        assert files(tmp_path / "smooth") == []

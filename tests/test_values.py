@@ -38,10 +38,13 @@ def test_special_values_spoil_no_other_pixels(tmp_path, blurred, dtype):
 def make_case(seed, path):
     """Write a random raster; return its values, which are valid, and how to blur it."""
     rng = np.random.default_rng(seed)
-    dtype = np.dtype(rng.choice(["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8", "i8"]))
+    dtype = np.dtype(
+        rng.choice(["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8", "i8", "u8"])
+    )
     bands, height, width = rng.integers(1, [7, 90, 90])
     values = rng.normal(0, 10.0 ** rng.integers(0, 4), (bands, height, width))
-    low, high = (-1e9, 1e9) if dtype.kind == "f" else (0, np.iinfo(dtype).max)
+    limits = np.finfo(np.float32) if dtype.kind == "f" else np.iinfo(dtype)
+    low, high = max(limits.min, -1e9), min(limits.max, 10**9)
     values = np.clip(values, low, high).astype(dtype)
     holes = rng.random(values.shape) < 0.002
     kind = ["none", "nodata", "mask", "alpha", "nan"][seed % 5]
