@@ -100,7 +100,7 @@ def hide_nodata(pixels, nodata, dtype):
     if nodata is None or not in_dtype_range(nodata, pixels.dtype):
         return
     if dtype == "float32":
-        nodata = np.float32(nodata)  # as the pixels are stored: 0.1 is not exact
+        nodata = np.float32(nodata)  # as its pixels are rounded: 0.1 is not exact
     pixels[pixels == nodata] = np.nan
 
 
@@ -155,16 +155,14 @@ def list_boxes(raster, first, end):
     GDAL reads one band of a box after the other. If a box is small, GDAL still holds the
     part of the file where its bands lie side by side, and does not read it again.
     """
-    columns, rows = raster.width, end - first
+    height, width = end - first, raster.width
     if raster.driver in CUBES:
-        columns = raster.block_shapes[0][1]
+        width = raster.block_shapes[0][1]  # one column of blocks at a time
     elif find_order(raster) == "LINE":
-        rows = 1
-    return [
-        ((y, min(y + rows, end)), (x, min(x + columns, raster.width)))
-        for y in range(first, end, max(1, rows))
-        for x in range(0, raster.width, columns)
-    ]
+        height = 1
+    rows = [(y, min(y + height, end)) for y in range(first, end, height)]
+    columns = [(x, min(x + width, raster.width)) for x in range(0, raster.width, width)]
+    return [(some, others) for some in rows for others in columns]
 
 
 def make_plan(raster, window, top, bottom):
@@ -178,14 +176,13 @@ def make_plan(raster, window, top, bottom):
     groups, together = group_bands(raster, bands, window, bottom - top, row_bytes)
     # An array of 16 MB is fast, or 64 MB for several bands. If the window is large, it is
     # more: a piece of fewer rows than two windows would mostly average its halo.
-    array = 1.6e7 * min(together, 4)
-    height = max(2 * window, int(array / (together * row_bytes)))
-    height = max(1, min(height, bottom - top))
+    fast = 1.6e7 * min(together, 4)  # bytes
+    height = max(2 * window, int(fast / (together * row_bytes)))
+    height = max(1, min(height, bottom - top))  # 1, as a chunk may have no rows
     pieces = list_pieces(groups, together, height, top, bottom)
-    cache = measure_cache(
-        raster, together, height + window, top - window, bottom + window
-    )
-    array = (height + window) * together * row_bytes
+    tall = height + window  # with the halo
+    cache = measure_cache(raster, together, tall, top - window, bottom + window)
+    array = tall * together * row_bytes
     # 0.3 is for the arrays of True and False in hide_invalid.
     return Plan(pieces, cache, int(cache + 1.3 * array))
 
@@ -199,11 +196,11 @@ def group_bands(raster, bands, window, height, row_bytes):
     order = find_order(raster)
     smallest = 3 * window * row_bytes  # one band of a piece: two windows and the halo
     if len(set(raster.dtypes)) > 1:
-        return split(bands, 1), 1  # rasterio reads bands of one type at a time
-    if order == "PIXEL" and raster.count < 128:
+        most = 1  # rasterio reads bands of one type at a time
+    elif order == "PIXEL" and raster.count < 128:
         return [bands], 1  # read one by one: GDAL's cache holds the others of a block
-    if order == "PIXEL":
-        most = 2.5e8 / smallest  # with more bands, it holds only those read together
+    elif order == "PIXEL":
+        most = 2.5e8 / smallest  # from 128 bands on, it holds only those read together
     elif order == "LINE" or raster.driver in ("VRT", *CUBES):  # as many as fit 250 MB
         most = 2.5e8 / (smallest + 2 * measure_blocks(raster)[1])
     else:  # each band has its own blocks: together only if all rows fit 16 MB
@@ -238,7 +235,8 @@ def measure_cache(raster, together, height, top, bottom):
     piece with its halo. All pieces lie between the rows top and bottom.
     """
     block_height, size = measure_blocks(raster)
-    touched = (height - 2) // block_height + 2  # rows of blocks, at most
+    # The first row may be the last one of its block: so one more block is touched.
+    touched = (height - 2) // block_height + 2
     first = max(top, 0) // block_height
     end = math.ceil(min(bottom, raster.height) / block_height)
     kept = raster.count if find_order(raster) == "PIXEL" else together
@@ -250,11 +248,9 @@ def measure_cache(raster, together, height, top, bottom):
 def measure_blocks(raster):
     """Return the height of a raster's blocks, and the bytes of a row of them of a band."""
     height, width = find_block_height(raster), raster.block_shapes[0][1]
-    columns = (
-        math.ceil(raster.width / width) * width
-    )  # the last block may extend beyond
+    blocks = math.ceil(raster.width / width)  # the last may extend beyond the raster
     pixel_bytes = max(np.dtype(name).itemsize for name in raster.dtypes)
-    return height, height * columns * pixel_bytes
+    return height, blocks * width * height * pixel_bytes
 
 
 def find_block_height(raster):
@@ -272,7 +268,8 @@ def find_block_height(raster):
 def has_masks(raster):
     """Return whether a band has a mask that says more than its nodata value."""
     for flags, nodata in zip(raster.mask_flag_enums, raster.nodatavals):
-        if flags != [MaskFlags.all_valid if nodata is None else MaskFlags.nodata]:
+        plain = MaskFlags.all_valid if nodata is None else MaskFlags.nodata
+        if flags != [plain]:
             return True
     return False
 
@@ -301,16 +298,14 @@ def start_result(raster, window):
     check_earlier(raster, target)
     bands, dtype = choose_bands(raster)
     path = FOLDER / target.name
-    FOLDER.resolve().mkdir(
-        parents=True
-    )  # smooth may be a link to a folder that is gone
+    # The folder smooth may be a link to a folder that is gone.
+    FOLDER.resolve().mkdir(parents=True)
     try:
         write_head(path, raster, bands, dtype, window)
-        find_starts(
-            path, bands
-        )  # raises if the file is damaged: GDAL tells no full disk
+        # GDAL does not report a full disk: this raises if the file is damaged.
+        find_starts(path, bands)
         with rasterio.open(path, "r+") as file:
-            file.nodata = np.nan  # not set before, as GDAL would fill the file with it
+            file.nodata = np.nan  # last, or else GDAL would fill the file with it
         starts = find_starts(path, bands)
         reserve_space(path)
     except RasterioError as error:
@@ -325,7 +320,7 @@ def finish_result(raster, window, result):
     for ending in ".aux.xml", ".ovr", ".msk":  # they belong to an earlier result
         if os.path.exists(f"{result.target}{ending}"):
             os.remove(f"{result.target}{ending}")
-    for file in sorted(FOLDER.iterdir(), reverse=True):  # .tif.aux.xml, then .tif
+    for file in sorted(FOLDER.iterdir(), reverse=True):  # the .tif comes last
         file.replace(result.target.with_name(file.name))
     shutil.rmtree(FOLDER, ignore_errors=True)
     count = len(result.starts)
@@ -353,9 +348,9 @@ def check_earlier(raster, target):
     source = ""
     with contextlib.suppress(RasterioError), rasterio.open(target) as earlier:
         source = earlier.tags().get("FOCAL_MEAN_OF", "")
-    parts = [os.path.realpath(path) for path in find_files(raster)]
-    same = os.path.realpath(source.strip()) == os.path.realpath(name_source(raster))
-    if not same or os.path.realpath(target) in parts:
+    ours = os.path.realpath(source.strip()) == os.path.realpath(name_source(raster))
+    inputs = [os.path.realpath(path) for path in find_files(raster)]
+    if not ours or os.path.realpath(target) in inputs:
         raise FileExistsError(f"it would overwrite {target}: move that elsewhere")
 
 
@@ -413,8 +408,10 @@ def keep_tags(tags):
 def name_source(raster):
     """Return the name of a raster for the tag FOCAL_MEAN_OF: in one line, no secrets."""
     name = hide_secrets(raster.name)
-    if os.path.exists(raster.name):
-        name = os.path.realpath(raster.name)
+    if os.path.exists(name):
+        name = os.path.realpath(name)
+    elif not re.search("[:/]/", name):  # no absolute path in it, and no address
+        name += f" in {os.getcwd()}"
     return re.sub(r"[\0-\x1f]", "?", name).strip()
 
 
@@ -469,7 +466,7 @@ def find_alpha(raster):
 
 
 def show_progress(before, now, total):
-    """Print the part of GDAL's progress line that lies between two numbers of pieces."""
+    """Print the next part of GDAL's progress line: from before to now, of total."""
     text = "0...10...20...30...40...50...60...70...80...90...100 - done.\n"
     first, end = (int(len(text) * number / total) for number in (before, now))
     say(text[first:end], sys.stdout)
@@ -497,7 +494,7 @@ def hide_secrets(name):
     user:password@ is left out, and what follows a question mark, often a key, becomes a
     number. So addresses that differ there still have different names.
     """
-    if os.path.exists(name) or not re.search("https?:|ftp:|/vsi", name):
+    if os.path.exists(name) or not re.search("(?i)https?:|ftps?:|/vsi", name):
         return name
     address, _, query = re.sub(r"(\w+://)[^/]*@", r"\1", name).partition("?")
     return f"{address}?{checksum(query)}" if query else address

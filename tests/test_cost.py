@@ -66,7 +66,7 @@ def test_sheets_of_a_virtual_raster_stay_open(tmp_path, run_fast):
         text += f"""<SimpleSource><SourceFilename>{path}</SourceFilename><DstRect
             xOff="{50 * number}" yOff="0" xSize="50" ySize="600"/></SimpleSource>"""
     (tmp_path / "all.vrt").write_text(text + "</VRTRasterBand></VRTDataset>")
-    changes = {"array = 1.6e7": "array = 1e6"}  # many pieces
+    changes = {"fast = 1.6e7": "fast = 1e6"}  # many pieces
     done = run_fast(SIMPLE, tmp_path / "all.vrt", 5, cwd=tmp_path, changes=changes)
     check_silent(done)
     assert done.bytes_read < 2 * parts.size

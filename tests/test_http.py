@@ -126,7 +126,8 @@ def test_secrets_of_an_address_are_not_told(tmp_path, run_fast, address, dem):
         for path in results:
             with rasterio.open(path) as result:
                 assert "SECRET" not in f"{path} {result.tags()}"
-        for raster in rasters:
+        upper = f"HTTP://anna:SECRET@{web.removeprefix('http://')}/dem.tif?key=SECRET"
+        for raster in [*rasters, upper]:
             missing = raster.replace("dem.tif", "missing.tif")
             done = run_fast(script, missing, 3, cwd=cwd)
             assert done.returncode == 1

@@ -55,7 +55,7 @@ def paused(start_fast):
         cwd.mkdir()
         hook = PAUSE.format(gate=str(gate), place=place, when=when)
         pieces = {
-            "array = 1.6e7": "array = 1e4"
+            "fast = 1.6e7": "fast = 1e4"
         }  # small, so that each process blurs some
         case = {"cwd": cwd, "hook": hook, "changes": pieces, "TMPDIR": str(cwd)}
         pid, wait = start_fast(script, raster, **case)

@@ -357,11 +357,13 @@ def test_smooth_can_be_a_link(tmp_path, run_fast):
             cwd.mkdir(parents=True)
             (cwd / "smooth").symlink_to("../gone/smooth")
             write_raster(cwd / "dem.tif", ONES)
-            done = run_fast(script, "dem.tif", cwd=cwd)
-            if name == "a":
-                check_silent(done)
-            else:  # its result would replace that of the other project
-                check_failed(done, "dem.tif", "would overwrite smooth/dem.tif")
+            write_netcdf(cwd / "x.nc")
+            for raster in "dem.tif", "netcdf:x.nc:red":
+                done = run_fast(script, raster, cwd=cwd)
+                if name == "a":
+                    check_silent(done)
+                else:  # its result would replace that of the other project
+                    check_failed(done, raster, "would overwrite smooth/")
 
 
 def test_name_that_is_taken_shows_before_the_work(run_both, folders, damaged):
