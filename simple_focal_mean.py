@@ -72,7 +72,7 @@ def read_rows(raster, bands, top, bottom, dtype):
     first, end = max(top, 0), min(bottom, raster.height)  # the rows inside the raster
     values[:, : first - top] = np.nan
     values[:, end - top :] = np.nan
-    for box in list_boxes(raster, first, end):  # mostly a single one, with all of them
+    for box in list_boxes(raster, first, end):  # mostly one box: all these rows
         (upper, lower), (left, right) = box  # rasterio calls this a window
         part = values[:, upper - top : lower - top, left:right]
         raster.read(bands, window=box, out=part)
@@ -91,7 +91,7 @@ def hide_invalid(raster, bands, box, values):
         hide_nodata(pixels, nodata[band - 1], raster.dtypes[band - 1])
     if has_masks(raster):
         values[raster.read_masks(bands, window=box) == 0] = np.nan
-    for alpha in find_alpha(raster):  # for GDAL a mask only beside 1 or 3 bands
+    for alpha in find_alpha(raster):  # GDAL masks with it only 1 or 3 bands
         values[:, raster.read(alpha, window=box) == 0] = np.nan
 
 
@@ -100,7 +100,7 @@ def hide_nodata(pixels, nodata, dtype):
     if nodata is None or not in_dtype_range(nodata, pixels.dtype):
         return
     if dtype == "float32":
-        nodata = np.float32(nodata)  # as its pixels are rounded: 0.1 is not exact
+        nodata = np.float32(nodata)  # rounded as its pixels are, for example 0.1
     pixels[pixels == nodata] = np.nan
 
 
@@ -152,8 +152,8 @@ def empty_rows(bands, height, width, dtype):
 def list_boxes(raster, first, end):
     """Return the boxes, ((top, bottom), (left, right)), in which to read some rows.
 
-    GDAL reads one band of a box after the other. If a box is small, GDAL still holds the
-    part of the file where its bands lie side by side, and does not read it again.
+    GDAL reads one band of a box after the other. In a small box, what the bands share in
+    the file is still in memory when GDAL comes to the next band.
     """
     height, width = end - first, raster.width
     if raster.driver in CUBES:
@@ -174,10 +174,10 @@ def make_plan(raster, window, top, bottom):
     bands, dtype = choose_bands(raster)
     row_bytes = (raster.width + 48) * dtype.itemsize  # of one band, with the gap
     groups, together = group_bands(raster, bands, window, bottom - top, row_bytes)
-    # An array of 16 MB is fast, or 64 MB for several bands. If the window is large, it is
-    # more: a piece of fewer rows than two windows would mostly average its halo.
-    fast = 1.6e7 * min(together, 4)  # bytes
-    height = max(2 * window, int(fast / (together * row_bytes)))
+    # Pieces of 16 MB are fast, of up to 64 MB if bands are read together. They are at least
+    # two windows high: lower ones would mostly average their halo.
+    fast = 1.6e7 * min(together, 4) / (together * row_bytes)  # rows
+    height = max(2 * window, int(fast))
     height = max(1, min(height, bottom - top))  # 1, as a chunk may have no rows
     pieces = list_pieces(groups, together, height, top, bottom)
     tall = height + window  # with the halo
@@ -200,7 +200,7 @@ def group_bands(raster, bands, window, height, row_bytes):
     elif order == "PIXEL" and raster.count < 128:
         return [bands], 1  # read one by one: GDAL's cache holds the others of a block
     elif order == "PIXEL":
-        most = 2.5e8 / smallest  # from 128 bands on, it holds only those read together
+        most = 2.5e8 / smallest  # of more bands, it holds only those asked for
     elif order == "LINE" or raster.driver in ("VRT", *CUBES):  # as many as fit 250 MB
         most = 2.5e8 / (smallest + 2 * measure_blocks(raster)[1])
     else:  # each band has its own blocks: together only if all rows fit 16 MB
@@ -212,7 +212,7 @@ def group_bands(raster, bands, window, height, row_bytes):
 def list_pieces(groups, together, height, top, bottom):
     """Return the pieces (bands, top, bottom), in the order in which they are blurred.
 
-    The bands of a group come first, then the next rows.
+    By group, then by rows, then by the bands of the group.
     """
     return [
         (bands, row, min(row + height, bottom))
@@ -246,7 +246,7 @@ def measure_cache(raster, together, height, top, bottom):
 
 
 def measure_blocks(raster):
-    """Return the height of a raster's blocks, and the bytes of a row of them of a band."""
+    """Return the height of a raster's blocks, and the bytes of one band's row of blocks."""
     height, width = find_block_height(raster), raster.block_shapes[0][1]
     blocks = math.ceil(raster.width / width)  # the last may extend beyond the raster
     pixel_bytes = max(np.dtype(name).itemsize for name in raster.dtypes)
@@ -302,7 +302,7 @@ def start_result(raster, window):
     FOLDER.resolve().mkdir(parents=True)
     try:
         write_head(path, raster, bands, dtype, window)
-        # GDAL does not report a full disk: this raises if the file is damaged.
+        # Only a check: on a full disk, GDAL silently leaves a damaged file.
         find_starts(path, bands)
         with rasterio.open(path, "r+") as file:
             file.nodata = np.nan  # last, or else GDAL would fill the file with it
@@ -333,7 +333,7 @@ def name_result(raster):
     """Return the file name of the result of a raster."""
     if os.path.exists(raster.name):
         return f"{Path(raster.name).stem}.tif"
-    # An address, or a variable in a file: without the characters that no file name can have.
+    # An address, or a variable in a file: without characters that no file name can have.
     name = re.sub(r"[^\w.-]+", "_", hide_secrets(raster.name))
     name = name.removesuffix(".tif").strip("_")
     if len(name.encode()) > 200:  # too long for a file name
@@ -383,7 +383,7 @@ def write_head(path, raster, bands, dtype, window):
         "bigtiff": "IF_SAFER",
     }
     with rasterio.open(path, "w", **profile) as file:
-        for number, band in enumerate([0, *bands]):  # 0 stands for the whole raster
+        for number, band in enumerate([0, *bands]):  # tags(0) are of the whole raster
             file.update_tags(number, **keep_tags(raster.tags(band)))
         file.update_tags(FOCAL_MEAN_OF=name_source(raster), FOCAL_MEAN_WINDOW=window)
         file.update_tags(ns="RPC", **raster.tags(ns="RPC"))
@@ -399,7 +399,7 @@ def keep_tags(tags):
     """Return the tags that are as true of the means as of the raster's pixels."""
     stale = "statistics_.*|nodata_values?|_?fill_?value|missing_value|.*_range"
     stale += "|valid_m(in|ax)|tifftag_m(in|ax)samplevalue"
-    stale += "|ns|bidx"  # these are rasterio's own words
+    stale += "|ns|bidx"  # parameters of update_tags
     # A netCDF file's tags begin with a variable's name, as red#valid_range does.
     pattern = re.compile(f"(.*#)?({stale})", re.IGNORECASE)
     return {key: text for key, text in tags.items() if not pattern.fullmatch(key)}
@@ -410,7 +410,7 @@ def name_source(raster):
     name = hide_secrets(raster.name)
     if os.path.exists(name):
         name = os.path.realpath(name)
-    elif not re.search("[:/]/", name):  # no absolute path in it, and no address
+    elif not re.search("[:/]/", name):  # a relative path
         name += f" in {os.getcwd()}"
     return re.sub(r"[\0-\x1f]", "?", name).strip()
 
@@ -473,7 +473,7 @@ def show_progress(before, now, total):
 
 
 def fail(path, reason):
-    """End the run of the raster at path at once, without a result; say why."""
+    """End the run at once, without a result; say why, but no secrets of the path."""
     handle_signals(signal.SIG_IGN)
     shutil.rmtree(FOLDER, ignore_errors=True)
     line = f"{path}: {reason}, no result\n"
