@@ -10,7 +10,7 @@ RASTER ...  only these of the table, such as plain.tif
 --rounds N  how often each program is timed; 3 unless given
 --beside FOLDER  the scripts in that folder are timed, too, in the same rounds
 
-tests/benchmark.md is what it prints with --rounds 1 sheet.tif stack.tif plain.tif.
+tests/benchmark.md is what it prints with --rounds 2 sheet.tif stack.tif plain.tif.
 
 Whole processes are timed, from start to exit, with the raster in the page cache. Each
 round runs every program once, every other round backwards. Processor seconds include
