@@ -1,5 +1,6 @@
 """The batch files on a real Slurm cluster of three nodes, which tests/slurm starts."""
 
+import contextlib
 import difflib
 import glob
 import os
@@ -212,6 +213,15 @@ def test_what_is_missing_is_named(cluster, tmp_path, batch_file):
     assert f"can't open file '{script}': [Errno 2] No such file" in message
 
 
+def open_files(process):
+    """Return the paths of the files that a process, a folder in /proc, has open."""
+    paths = []
+    for link in glob.glob(f"{process}/fd/*"):
+        with contextlib.suppress(OSError):  # it is closed meanwhile
+            paths.append(os.readlink(link))
+    return paths
+
+
 def test_as_many_processes_as_cpus(cluster, tmp_path):
     raster, jobs = rasters.write_zeros(tmp_path / "sheet.tif", 3000, 3000), {}
     for count, options in (4, ""), (3, "--cpus-per-task=3 "):
@@ -221,8 +231,8 @@ def test_as_many_processes_as_cpus(cluster, tmp_path):
     most = dict.fromkeys(jobs, (0, 0))
     while not all(ended(cluster, job) for job in jobs):
         for job in jobs:
-            links = [glob.glob(f"{each}/fd/*") for each in processes_of(cluster, job)]
-            users = [str(raster) in map(os.path.realpath, some) for some in links]
+            opened = [open_files(each) for each in processes_of(cluster, job)]
+            users = [str(raster) in paths for paths in opened]
             most[job] = max(most[job], (sum(users), len(users)))
     assert most == jobs
     check_good(wait_for(cluster, *jobs))
