@@ -174,16 +174,13 @@ def make_plan(raster, window, top, bottom):
     bands, dtype = choose_bands(raster)
     row_bytes = (raster.width + 48) * dtype.itemsize  # of one band, with the gap
     groups, together = group_bands(raster, bands, window, bottom - top, row_bytes)
-    # Pieces of 16 MB are fast, of up to 64 MB if bands are read together. They are at least
-    # two windows high: lower ones would mostly average their halo.
-    fast = 1.6e7 * min(together, 4) / (together * row_bytes)  # rows
-    height = max(2 * window, int(fast))
-    height = max(1, min(height, bottom - top))  # 1, as a chunk may have no rows
+    height = min(choose_height(window, together, row_bytes), bottom - top)
     pieces = list_pieces(groups, together, height, top, bottom)
-    tall = height + window  # with the halo
+    # Memory: the blocks in GDAL's cache, and the array of a piece with its halo. 0.3 of
+    # that is for the arrays of True and False in hide_invalid.
+    tall = height + window
     cache = measure_cache(raster, together, tall, top - window, bottom + window)
     array = tall * together * row_bytes
-    # 0.3 is for the arrays of True and False in hide_invalid.
     return Plan(pieces, cache, int(cache + 1.3 * array))
 
 
@@ -194,19 +191,29 @@ def group_bands(raster, bands, window, height, row_bytes):
     close to each other, so that a block is read and decompressed only once for them.
     """
     order = find_order(raster)
-    smallest = 3 * window * row_bytes  # one band of a piece: two windows and the halo
     if len(set(raster.dtypes)) > 1:
-        most = 1  # rasterio reads bands of one type at a time
-    elif order == "PIXEL" and raster.count < 128:
-        return [bands], 1  # read one by one: GDAL's cache holds the others of a block
-    elif order == "PIXEL":
-        most = 2.5e8 / smallest  # of more bands, it holds only those asked for
-    elif order == "LINE" or raster.driver in ("VRT", *CUBES):  # as many as fit 250 MB
-        most = 2.5e8 / (smallest + 2 * measure_blocks(raster)[1])
-    else:  # each band has its own blocks: together only if all rows fit 16 MB
-        most = 1.6e7 / ((height + window) * row_bytes)
-    together = min(max(1, int(most)), len(bands))
+        return split(bands, 1), 1  # rasterio reads bands of one type at a time
+    if order == "PIXEL" and raster.count < 128:
+        return [bands], 1  # one by one: GDAL's cache holds all bands of a block
+    piece = 3 * window * row_bytes  # bytes of one band: two windows and the halo
+    if order == "PIXEL":
+        most = 2.5e8 / piece  # of 128 bands or more, it holds those read together
+    elif order == "LINE" or raster.driver in ("VRT", *CUBES):
+        most = 2.5e8 / (piece + 2 * measure_blocks(raster)[1])  # with their blocks
+    else:
+        most = 1.6e7 / ((height + window) * row_bytes)  # only bands of few rows
+    together = max(1, min(int(most), len(bands)))
     return split(bands, together), together
+
+
+def choose_height(window, together, row_bytes):
+    """Return how many rows a piece may have.
+
+    Pieces of 16 MB are fast, and of up to 64 MB if bands are read together. They are at
+    least two windows high: lower ones would mostly average their halo.
+    """
+    fast = 1.6e7 * min(together, 4) / (together * row_bytes)  # rows
+    return max(2 * window, int(fast))
 
 
 def list_pieces(groups, together, height, top, bottom):
@@ -217,7 +224,7 @@ def list_pieces(groups, together, height, top, bottom):
     return [
         (bands, row, min(row + height, bottom))
         for group in groups
-        for row in range(top, bottom, height)
+        for row in range(top, bottom, max(1, height))  # a chunk may have no rows
         for bands in split(group, together)
     ]
 
