@@ -11,8 +11,6 @@ focal() in R's package terra (but that joins the two sides of a raster of the gl
 import argparse
 import collections
 import contextlib
-import ctypes
-import errno
 import math
 import os
 import re
@@ -34,7 +32,7 @@ from scipy.ndimage import convolve1d
 # GDAL's cache; memory: bytes in total.
 Plan = collections.namedtuple("Plan", "pieces cache memory")
 # path: the unfinished file; target: its final name; dtype: the type of its pixels; starts:
-# for each band, the byte of the file where its rows begin.
+# a dictionary with the byte of the file where the rows of each band begin.
 Result = collections.namedtuple("Result", "path target dtype starts")
 # Formats whose blocks may hold many bands; GDAL does not tell whether they do.
 CUBES = "netCDF", "HDF5Image", "Zarr"
@@ -91,14 +89,18 @@ def hide_invalid(raster, bands, box, values):
         hide_nodata(pixels, nodata[band - 1], raster.dtypes[band - 1])
     if has_masks(raster):
         values[raster.read_masks(bands, window=box) == 0] = np.nan
-    for alpha in find_alpha(raster):  # GDAL masks with it only 1 or 3 bands
+    # Where alpha is 0, a pixel is transparent. GDAL's masks have it only of 1 or 3 bands.
+    for alpha in find_alpha(raster):
         values[:, raster.read(alpha, window=box) == 0] = np.nan
 
 
 def hide_nodata(pixels, nodata, dtype):
-    """Set to NaN the pixels that have the nodata value of their band, if it has one."""
+    """Set to NaN the pixels (row, column) of a band that have its nodata value.
+
+    nodata is None if the band has none. dtype is the type of its pixels in the file.
+    """
     if nodata is None or not in_dtype_range(nodata, pixels.dtype):
-        return
+        return  # no pixel can have it
     if dtype == "float32":
         nodata = np.float32(nodata)  # rounded as its pixels are, for example 0.1
     pixels[pixels == nodata] = np.nan
@@ -130,7 +132,8 @@ def write_rows(result, bands, top, means):
     """
     with open(result.path, "r+b", buffering=2**20) as file:
         for band, rows in zip(bands, means):
-            file.seek(result.starts[band] + top * rows[0].nbytes)
+            row_bytes = rows[0].nbytes
+            file.seek(result.starts[band] + top * row_bytes)
             file.writelines(rows)  # one row of numbers after the other
 
 
@@ -158,7 +161,7 @@ def list_boxes(raster, first, end):
     height, width = end - first, raster.width
     if raster.driver in CUBES:
         width = raster.block_shapes[0][1]  # one column of blocks at a time
-    elif find_order(raster) == "LINE":
+    elif find_order(raster) == "LINE":  # the first row of all bands, then the second
         height = 1
     rows = [(y, min(y + height, end)) for y in range(first, end, height)]
     columns = [(x, min(x + width, raster.width)) for x in range(0, raster.width, width)]
@@ -173,9 +176,9 @@ def make_plan(raster, window, top, bottom):
     """
     bands, dtype = choose_bands(raster)
     row_bytes = (raster.width + 48) * dtype.itemsize  # of one band, with the gap
-    groups, together = group_bands(raster, bands, window, bottom - top, row_bytes)
+    together = count_together(raster, bands, window, bottom - top, row_bytes)
     height = min(choose_height(window, together, row_bytes), bottom - top)
-    pieces = list_pieces(groups, together, height, top, bottom)
+    pieces = list_pieces(raster, bands, together, height, top, bottom)
     # Memory: the blocks in GDAL's cache, and the array of a piece with its halo. 0.3 of
     # that is for the arrays of True and False in hide_invalid.
     tall = height + window
@@ -184,26 +187,27 @@ def make_plan(raster, window, top, bottom):
     return Plan(pieces, cache, int(cache + 1.3 * array))
 
 
-def group_bands(raster, bands, window, height, row_bytes):
-    """Return groups of bands, and how many bands of a group are read together.
+def count_together(raster, bands, window, height, row_bytes):
+    """Return how many bands to read at a time, as one array.
 
-    Bands that may lie in the same blocks of the file are in one group. They are blurred
-    close to each other, so that a block is read and decompressed only once for them.
+    A block of the file may hold many bands. It is read and decompressed only once if all
+    of them are read at a time, or if GDAL's cache keeps it until the last one is read.
     """
     order = find_order(raster)
-    if len(set(raster.dtypes)) > 1:
-        return split(bands, 1), 1  # rasterio reads bands of one type at a time
     if order == "PIXEL" and raster.count < 128:
-        return [bands], 1  # one by one: GDAL's cache holds all bands of a block
-    piece = 3 * window * row_bytes  # bytes of one band: two windows and the halo
+        return 1  # GDAL's cache keeps the blocks of all bands
+    if len(set(raster.dtypes)) > 1:
+        return 1  # rasterio reads bands of one type at a time
+    one = (
+        3 * window * row_bytes
+    )  # bytes of a low piece of one band: two windows and halo
     if order == "PIXEL":
-        most = 2.5e8 / piece  # of 128 bands or more, it holds those read together
+        most = 2.5e8 / one  # as many as fit in 250 MB
     elif order == "LINE" or raster.driver in ("VRT", *CUBES):
-        most = 2.5e8 / (piece + 2 * measure_blocks(raster)[1])  # with their blocks
-    else:
-        most = 1.6e7 / ((height + window) * row_bytes)  # only bands of few rows
-    together = max(1, min(int(most), len(bands)))
-    return split(bands, together), together
+        most = 2.5e8 / (one + 2 * measure_blocks(raster)[1])  # with their blocks
+    else:  # the bands lie apart: to read several only pays if they have few rows
+        most = 1.6e7 / ((height + window) * row_bytes)
+    return max(1, min(int(most), len(bands)))
 
 
 def choose_height(window, together, row_bytes):
@@ -216,22 +220,14 @@ def choose_height(window, together, row_bytes):
     return max(2 * window, int(fast))
 
 
-def list_pieces(groups, together, height, top, bottom):
-    """Return the pieces (bands, top, bottom), in the order in which they are blurred.
-
-    By group, then by rows, then by the bands of the group.
-    """
-    return [
-        (bands, row, min(row + height, bottom))
-        for group in groups
-        for row in range(top, bottom, max(1, height))  # a chunk may have no rows
-        for bands in split(group, together)
-    ]
-
-
-def split(bands, number):
-    """Return the bands in lists of that number."""
-    return [bands[i : i + number] for i in range(0, len(bands), number)]
+def list_pieces(raster, bands, together, height, top, bottom):
+    """Return the pieces (bands, top, bottom), in the order in which they are blurred."""
+    groups = [bands[i : i + together] for i in range(0, len(bands), together)]
+    cuts = range(top, bottom, max(1, height))  # none if a chunk has no rows
+    rows = [(row, min(row + height, bottom)) for row in cuts]
+    if find_order(raster) == "PIXEL":  # the bands share blocks: all bands of some rows
+        return [(group, *some) for some in rows for group in groups]
+    return [(group, *some) for group in groups for some in rows]
 
 
 def measure_cache(raster, together, height, top, bottom):
@@ -314,7 +310,6 @@ def start_result(raster, window):
         with rasterio.open(path, "r+") as file:
             file.nodata = np.nan  # last, or else GDAL would fill the file with it
         starts = find_starts(path, bands)
-        reserve_space(path)
     except RasterioError as error:
         raise OSError(f"cannot write it, is the disk full? {error}") from None
     return Result(path, target, dtype, starts)
@@ -435,21 +430,6 @@ def find_starts(path, bands):
         if file.get_tag_item(tag, "TIFF", bidx=file.count) != str(last):
             raise OSError("GDAL has not laid out its rows one after the other")
         return {band: first + i * file.height * row for i, band in enumerate(bands)}
-
-
-def reserve_space(path):
-    """Reserve a file's place on the disk: OSError if it is full, before any work is done.
-
-    Where a disk cannot do that, writing the rows raises the error. (os.posix_fallocate
-    would then itself write to the whole file, which takes long on a network disk.)
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open(path, "r+b") as file:
-        start, size = ctypes.c_int64(0), ctypes.c_int64(path.stat().st_size)
-        failed = libc.fallocate(file.fileno(), 0, start, size)
-    number = ctypes.get_errno()
-    if failed and number in (errno.ENOSPC, errno.EDQUOT):  # EDQUOT: the user's share
-        raise OSError(number, os.strerror(number))
 
 
 def choose_bands(raster):
