@@ -1,9 +1,11 @@
 """Rasters for the tests: writing and reading them, and their mean by brute force."""
 
 import os
+import subprocess
 
 import numpy as np
 import rasterio
+from runs import need
 from scipy.io import netcdf_file
 
 
@@ -43,6 +45,15 @@ def write_netcdf(path, version=1, shape=(40, 50), names=("red", "nir")):
         for number, name in enumerate(names):
             variable = file.createVariable(name, "f", ("y", "x"))
             variable[:] = np.arange(np.prod(shape)).reshape(shape) % 997 + number
+    return path
+
+
+def stack_files(path, *options_and_files):
+    """Write a virtual raster with the first band of each file as a band; return its path."""
+    need("gdalbuildvrt")
+    subprocess.run(
+        ["gdalbuildvrt", "-q", "-separate", path, *options_and_files], check=True
+    )
     return path
 
 

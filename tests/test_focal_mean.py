@@ -9,7 +9,7 @@ import pytest
 import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.shutil import copy
-from rasters import brute_force, read, write_raster, write_vrt, write_zeros
+from rasters import brute_force, read, stack_files, write_raster, write_vrt, write_zeros
 from runs import MULTI, ROOT, check_failed, files, wait_until
 
 rng = np.random.default_rng(2017)
@@ -100,15 +100,11 @@ def test_bands_of_different_types_and_nodata_values(blurred, tmp_path):
     bands, valid = hole(HEIGHTS.clip(8, 255).round().repeat(2, 0), 7)
     bands[0][~valid[0]] = -9999
     bands[0, 5, 5] = 7  # a value of this band
-    text = '<VRTDataset rasterXSize="50" rasterYSize="40">'
-    kinds = ("Float32", np.float32, -9999), ("Byte", np.uint8, 7)
-    for number, (kind, dtype, nodata) in enumerate(kinds):
-        write_raster(tmp_path / f"{kind}.tif", bands[number : number + 1].astype(dtype))
-        text += f"""<VRTRasterBand dataType="{kind}" band="{number + 1}">
-            <NoDataValue>{nodata}</NoDataValue><SimpleSource>
-            <SourceFilename relativeToVRT="1">{kind}.tif</SourceFilename>
-            </SimpleSource></VRTRasterBand>"""
-    (tmp_path / "both.vrt").write_text(text + "</VRTDataset>")
+    kinds = (np.float32, -9999), (np.uint8, 7)
+    paths = [tmp_path / f"{number}.tif" for number in range(len(kinds))]
+    for path, band, (dtype, nodata) in zip(paths, bands, kinds):
+        write_raster(path, band[None].astype(dtype), nodata=nodata)
+    stack_files(tmp_path / "both.vrt", *paths)
     check(blurred(tmp_path / "both.vrt"), bands, valid)
 
 
@@ -230,13 +226,7 @@ def test_nodata_is_rounded_as_the_pixels_of_its_band(nodata, blurred, dem, tmp_p
     bands[0, 20, 30] = 0.1
     valid = np.ones(bands.shape, bool)
     valid[0, 20, 30] = nodata != 0.1
-    sources = [dem(bands[:1]), tmp_path / "double.tif"]
+    sources = dem(bands[:1]), tmp_path / "double.tif"
     write_raster(sources[1], bands[1:].astype(np.float64))
-    text = '<VRTDataset rasterXSize="50" rasterYSize="40">'
-    for number, kind in enumerate(["Float32", "Float64"]):
-        text += f"""<VRTRasterBand dataType="{kind}" band="{number + 1}"><NoDataValue>
-            {nodata}</NoDataValue><SimpleSource><SourceFilename>{sources[number]}
-            </SourceFilename></SimpleSource></VRTRasterBand>"""
-    text = text.replace("\n            ", "")
-    (tmp_path / "both.vrt").write_text(text + "</VRTDataset>")
+    stack_files(tmp_path / "both.vrt", "-vrtnodata", str(nodata), *sources)
     check(blurred(tmp_path / "both.vrt"), bands, valid)

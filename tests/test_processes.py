@@ -54,9 +54,7 @@ def paused(start_fast):
         gate.mkdir(parents=True)
         cwd.mkdir()
         hook = PAUSE.format(gate=str(gate), place=place, when=when)
-        pieces = {
-            "fast = 1.6e7": "fast = 1e4"
-        }  # small, so that each process blurs some
+        pieces = {"fast = 1.6e7": "fast = 1e4"}  # small: each process blurs some
         case = {"cwd": cwd, "hook": hook, "changes": pieces, "TMPDIR": str(cwd)}
         pid, wait = start_fast(script, raster, **case)
 
@@ -89,25 +87,29 @@ def check_none(done, raster, cwd, *words):
     assert files(cwd) in ([], ["smooth"]), done
 
 
-WORK = [(OPEN, IN_WORKER, 2), (WRITE, f"{DRAFT} and {IN_WORKER}", 1)]
-WORK += [(READ, f"50 < {ROWS}[0] < 150", 1), (READ, f"{ROWS}[1] == 200", 1)]
-IDLE = [(END_OF_POOL, "True", victims) for victims in (1, 2)]
+BUSY = [(OPEN, IN_WORKER, 2), (WRITE, f"{DRAFT} and {IN_WORKER}", 1)]
+BUSY += [(READ, f"50 < {ROWS}[0] < 150", 1), (READ, f"{ROWS}[1] == 200", 1)]
+KILLED = [(*case, SIGKILL) for case in BUSY] + [(READ, IN_WORKER, 2, SIGTERM)]
+KILLED += [(END_OF_POOL, "True", victims, SIGKILL) for victims in (1, 2)]  # idle ones
 
 
-@pytest.mark.parametrize("place, when, victims", WORK + IDLE)
-def test_killed_worker_costs_no_rows(tmp_path, paused, small, place, when, victims):
+@pytest.mark.parametrize("place, when, victims, number", KILLED)
+def test_killed_worker_costs_no_rows(
+    tmp_path, paused, small, place, when, victims, number
+):
     """While they begin, read or write, and when all is done and they are idle."""
     with paused(tmp_path, MULTI, small, place, when) as (pid, gate, end):
         workers = sorted(find_members(pid), key=lambda n: str(n) not in files(gate))
         workers.remove(pid)
         for worker in workers[:victims]:
-            os.kill(worker, SIGKILL)
+            os.kill(worker, number)
         (gate / "go").touch()
         done = end()
     if place == END_OF_POOL:
         check_whole(done, small, tmp_path / "run")
     else:
         check_none(done, small, tmp_path / "run", "worker", "memory")
+        assert done.stderr.count("\n") == 1  # and nothing from the workers
 
 
 def test_damage_shows_before_the_other_workers_are_done(tmp_path, paused, damaged):
@@ -204,17 +206,6 @@ def test_nonsense_as_cpus_or_memory_is_no_failure(tmp_path, run_fast, small):
     for number in "", "0", "-1", "nonsense", "2(x3)", "²", "1.5", "4G":
         environment = {"SLURM_CPUS_PER_TASK": number, "SLURM_MEM_PER_CPU": number}
         check_silent(run_fast(MULTI, small, cwd=tmp_path, **environment))
-
-
-def test_worker_ends_silently(tmp_path, paused, small):
-    """Told so by SIGTERM, it prints nothing; the run tells that it was killed."""
-    with paused(tmp_path, MULTI, small, READ, IN_WORKER) as (pid, gate, end):
-        for worker in set(find_members(pid)) - {pid}:
-            os.kill(worker, SIGTERM)
-        (gate / "go").touch()
-        done = end()
-    check_none(done, small, tmp_path / "run", "worker", "memory")
-    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("delay", [0, 0.002, 0.005, 0.01])
