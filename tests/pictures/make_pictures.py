@@ -16,6 +16,7 @@ import numpy as np
 import rasterio
 from matplotlib.colors import LightSource
 from matplotlib.patches import Rectangle
+from rasterio.merge import merge
 
 mpl.use("Agg")
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,10 +41,10 @@ def frame(axis, left, top, width, height, **style):
 def draw_heights(axis, heights, title):
     """Draw an elevation model, lit from the north-west, with a scale bar."""
     # A hole has no height to be lit, so it is drawn in white.
-    light, ground = LightSource(azdeg=315, altdeg=45), np.nan_to_num(heights, nan=236)
-    colours = {"cmap": mpl.colormaps["gist_earth"], "vmin": 36, "vmax": 1276}
+    ground = np.nan_to_num(heights, nan=236)
     pixel = {"dx": PIXEL * SQUEEZE, "dy": PIXEL, "vert_exag": 2}
-    shaded = light.shade(ground, blend_mode="soft", **colours, **pixel)
+    colours = {"cmap": mpl.colormaps["gist_earth"], "vmin": 36, "vmax": 1276}
+    shaded = LightSource(315, 45).shade(ground, blend_mode="soft", **colours, **pixel)
     shaded[np.isnan(heights)] = 1
     axis.imshow(shaded, aspect=1 / SQUEEZE, interpolation="nearest")
     axis.set(title=title, xticks=[], yticks=[])
@@ -55,15 +56,11 @@ def draw_heights(axis, heights, title):
 
 def draw_results(folder):
     """Draw the elevation model beside its focal mean, and that of its four sheets."""
-    with tempfile.TemporaryDirectory() as scratch, rasterio.open(DEM) as raster:
-        before, after = raster.read(1).astype(float), blur(DEM, scratch)
-        sheets = np.full(after.shape, np.nan)
-        for path in sorted(DEM.parent.glob("*.tif")):
-            with rasterio.open(path) as sheet:
-                top, left = map(int, raster.index(*sheet.xy(0, 0)))
-            means = blur(path, scratch)
-            rows, columns = means.shape
-            sheets[top : top + rows, left : left + columns] = means
+    with tempfile.TemporaryDirectory() as scratch:
+        before, after = rasterio.open(DEM).read(1).astype(float), blur(DEM, scratch)
+        for sheet in DEM.parent.glob("*_*.tif"):
+            blur(sheet, scratch)
+        sheets = merge(list(Path(scratch, "smooth").glob("*_*.tif")))[0][0]
     for name, *pictures in (
         ("before_and_after", before, "before", after, "after: mean of 15 x 15 pixels"),
         ("sheets_that_touch", sheets, "four sheets one by one", after, "seamless"),
@@ -78,14 +75,14 @@ def draw_rules(folder):
     """Draw which pixels become nodata, and how chunks and halos lie in a raster."""
     size, window, chunk = 24, 5, 8
     half = window // 2
-    heights = np.ones((1, size, size), np.float32)
-    heights[0, 8, 16] = np.nan
+    heights = np.ones((size, size), np.float32)
+    heights[8, 16] = np.nan
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "small.tif")
         profile = {"count": 1, "width": size, "height": size, "dtype": "float32"}
         with rasterio.open(path, "w", **profile) as raster:
-            raster.write(heights)
-        kinds = np.isnan(blur(path, scratch, window)) + 1.0 * np.isnan(heights[0])
+            raster.write(heights, 1)
+        kinds = np.isnan(blur(path, scratch, window)) + 1.0 * np.isnan(heights)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
     left.imshow(kinds, cmap=mpl.colors.ListedColormap(["#9ecae1", "w", "#d62728"]))
     left.set_title(f"nodata (white) for a window of {window} x {window}")
