@@ -12,17 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import runs
 from rasters import brute_force, read, write_netcdf, write_raster
-from runs import (
-    ROOT,
-    SIMPLE,
-    check_silent,
-    copy_tracked,
-    need,
-    run,
-    sees_memory,
-    wait_until,
-)
+from runs import ROOT, SIMPLE, blur, check_silent, need, run
 from scipy import ndimage
 from scipy.io import netcdf_file
 
@@ -38,21 +30,15 @@ PARTS = [
     match.groups("")
     for match in re.finditer(PATTERN, BEFORE + START + MIDDLE, re.MULTILINE | re.DOTALL)
 ]
-ELSEWHERE = {  # how a command on the page starts that is not run, and why
-    "git clone": "it is done, as copy_tracked",
-    "sudo apt-get": "it is done, see tests/run.sh",
-    "source .venv": "it is done, as PATH says",
-    "bash tests/run.sh": "it runs this page",
-    "export SBATCH": "the reader's own account and partition; test_slurm tries others",
-    "module load": "the reader's own module",
-    "gdal_edit.py -colorinterp": "the reader's own raster; a test below has one",
-    "gdal_translate -a_nodata": "likewise",
-    "sbatch --time=00:10:00 batch_job_simple.sh dem.tif": "the reader's own raster",
-    "sbatch batch_job_multiprocessing.sh dem.tif": "the reader's own raster",
-}
-INSTEAD = {  # what is run in place of a command
-    "module avail": "bash -lc 'module avail'",
-}
+# What commands that are not run begin with. They are done (in copy_tracked, run.sh and by
+# PATH), run this page, tell of the reader's own module, account or raster, or have a test.
+ELSEWHERE = "git clone", "sudo apt-get", "source .venv", "bash tests/run.sh"
+ELSEWHERE += (
+    "module load",
+    "export SBATCH",
+    "sbatch --time=00:10:00 batch_job_simple.sh",
+)
+ELSEWHERE += "gdal_edit.py -colorinterp", "gdal_translate -a_nodata"
 
 
 def blank(text):
@@ -74,7 +60,7 @@ def type_in(command, folder, environment):
     assert done.returncode == 0, (command, done)
     if "Submitted" in done.stdout:
         queue = ["squeue", "--noheader"]
-        wait_until(lambda: not subprocess.check_output(queue, env=environment))
+        runs.wait_until(lambda: not subprocess.check_output(queue, env=environment))
     for log in folder.glob("array_job_err_*.txt"):
         assert log.read_text() == "", command
     return done.stdout
@@ -94,7 +80,7 @@ def prepare(command, folder, project):
 def test_commands_in_their_order(cluster, tmp_path):
     """Cluster is not used, but where it cannot start, README's cannot either."""
     need("gdalbuildvrt", "slurmdbd", "mariadbd")
-    folder, project = copy_tracked(tmp_path / "checkout"), tmp_path / "project"
+    folder, project = runs.copy_tracked(tmp_path / "checkout"), tmp_path / "project"
     path = f"{folder}/.venv/bin:{os.environ['PATH']}"  # as after activate
     short = tempfile.mkdtemp(dir="/tmp")  # for Slurm
     environment = os.environ | {"PATH": path, "TMPDIR": short}
@@ -111,11 +97,11 @@ def test_commands_in_their_order(cluster, tmp_path):
                         time.sleep(0.2)
                         output = type_in(command, folder, environment)
                 memory = re.search("memory limit|MaxRSS|Efficiency", text)
-                if not memory or sees_memory(environment):
+                if not memory or runs.sees_memory(environment):
                     assert blank(output) == blank(text)
             elif within or language == "bash":
                 command = " ".join(within.split()) or text
-                command = INSTEAD.get(command, command)
+                command = re.sub("^module avail$", "bash -lc 'module avail'", command)
                 command = command.replace("/path/to/clone", str(folder))
                 place = prepare(command, folder, project)
                 if "get_seff" in command:  # it needs a mirror with Slurm's source
@@ -124,7 +110,7 @@ def test_commands_in_their_order(cluster, tmp_path):
                     print(done.stderr)
                 elif command.startswith("seff") and not has_seff:
                     continue
-                elif not command.startswith(tuple(ELSEWHERE)):
+                elif not command.startswith(ELSEWHERE):
                     output = type_in(command, place, environment)
                     print(f"$ {command}\n{output}")
             if "start.sh" in text:  # before that, programs say what the page says
@@ -210,32 +196,25 @@ def test_gaussian_filter(tmp_path, run_fast):
 def test_files_of_other_people(tmp_path):
     """What the page's table says of netCDF, four bands, and pages, is so."""
     need("gdal_edit.py")
+    four, pages, netcdf = (tmp_path / name for name in ("four.tif", "x.tif", "x.nc"))
     values = np.full((4, 20, 20), 9, np.uint8)
-    four = write_raster(tmp_path / "four.tif", values)
+    write_raster(four, values)
     assert "3 bands" in run(sys.executable, SIMPLE, four, "3", cwd=tmp_path).stdout
     (option,) = re.findall(r"gdal_edit.py (-colorinterp.*?)`", README)
     check_silent(run("gdal_edit.py", *option.split(), four))
     assert "4 bands" in run(sys.executable, SIMPLE, four, "3", cwd=tmp_path).stdout
-    pages = tmp_path / "x.tif"
     write_raster(pages, values[:1])
     write_raster(pages, values[:1] + 1, APPEND_SUBDATASET="YES")
-    for name, mean in ("x.tif", 9), ("GTIFF_DIR:2:x.tif", 10):
-        assert f"`{name}`" in README or mean == 9
-        done = run(sys.executable, SIMPLE, name, "3", cwd=tmp_path)
-        result = tmp_path / done.stdout.splitlines()[-1].split(": ")[0]
-        assert read(result)[0, 5, 5] == mean
-    assert "`missing_value`" in README and "`_FillValue`" in README
-    with netcdf_file(tmp_path / "m.nc", "w") as file:
-        file.createDimension("y", 9), file.createDimension("x", 9)
-        variable = file.createVariable("a", "f", ("y", "x"))
-        variable[:] = -9
-        variable.missing_value, variable._FillValue = np.float32(-9), np.float32(1e20)
-    info = subprocess.getoutput(f"gdalinfo -mm {tmp_path}/m.nc")
-    assert "Min/Max=-9.000" in info and "NoData Value=1e+20" in info
+    (second,) = re.findall(r"`(GTIFF_DIR:2:.*?)`", README)
+    means = [read(blur(SIMPLE, name, 3, cwd=tmp_path)) for name in (pages, second)]
+    assert [mean[0, 5, 5] for mean in means] == [9, 10]
+    with netcdf_file(write_netcdf(netcdf), "a") as file:
+        red = file.variables["red"]
+        red.missing_value, red._FillValue = np.float32(-999), np.float32(1e20)
+    assert rasterio.open(f"netcdf:{netcdf}:red").nodata == np.float32(1e20)
     (command,) = re.findall(r"`(gdal_translate -a_nodata .*?)`", README)
-    command = command.replace("-999", "-9").replace("x.nc:red", f"{tmp_path}/m.nc:a")
     check_silent(run(*command.split(), cwd=tmp_path))
-    assert rasterio.open(tmp_path / "red.tif").nodata == -9
+    assert rasterio.open(tmp_path / "red.tif").nodata == -999
 
 
 def test_pictures_can_be_drawn_again(tmp_path):
