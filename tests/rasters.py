@@ -5,6 +5,7 @@ import subprocess
 
 import numpy as np
 import rasterio
+from rasterio.enums import ColorInterp
 from runs import need
 from scipy.io import netcdf_file
 
@@ -20,26 +21,41 @@ def damage_end(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
-def write_raster(path, bands, **profile):
-    """Write an array (band, row, column) as a GeoTIFF in Finnish coordinates; return its path."""
+def write_raster(
+    path, bands, *, mask=None, inside=False, tags=(), alpha=False, **profile
+):
+    """Write an array (band, row, column) as a GeoTIFF in Finnish coordinates; return its path.
+
+    mask (row, column) is true where pixels are valid; it lies inside the file or beside
+    it. With alpha, that is what the last band is.
+    """
     place = {"crs": "EPSG:3067", "transform": rasterio.Affine(2, 0, 5e5, 0, -2, 7e6)}
     kind = dict(zip(["count", "height", "width"], bands.shape)) | {"dtype": bands.dtype}
     profile = {"driver": "GTiff"} | place | kind | profile
-    with rasterio.open(path, "w", **profile) as raster:
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside),
+        rasterio.open(path, "w", **profile) as raster,
+    ):
+        raster.update_tags(**dict(tags))
+        if alpha:
+            others = [ColorInterp.undefined] * (len(bands) - 1)
+            raster.colorinterp = [*others, ColorInterp.alpha]
         raster.write(bands)
+        if mask is not None:
+            raster.write_mask(mask)
     return path
 
 
 def write_earlier(target, raster):
     """Write what is known as an earlier result of a raster; return its bytes."""
-    with rasterio.open(write_raster(target, np.ones((1, 9, 9))), "r+") as result:
-        result.update_tags(FOCAL_MEAN_OF=raster, FOCAL_MEAN_WINDOW="9 x 9")
+    tags = {"FOCAL_MEAN_OF": raster, "FOCAL_MEAN_WINDOW": "9 x 9"}
+    write_raster(target, np.ones((1, 9, 9)), tags=tags)
     return target.read_bytes()
 
 
-def write_netcdf(path, version=1, shape=(40, 50), names=("red", "nir")):
-    """Write a classic netCDF (1) or one with 64-bit offsets (2); return its path."""
-    with netcdf_file(path, "w", version=version) as file:
+def write_netcdf(path, shape=(40, 50), names=("red", "nir")):
+    """Write a classic netCDF; return its path."""
+    with netcdf_file(path, "w") as file:
         file.createDimension("y", shape[0])
         file.createDimension("x", shape[1])
         for number, name in enumerate(names):

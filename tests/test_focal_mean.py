@@ -7,7 +7,6 @@ import zipfile
 import numpy as np
 import pytest
 import rasterio
-from rasterio.enums import ColorInterp
 from rasterio.shutil import copy
 from rasters import brute_force, read, stack_files, write_raster, write_vrt, write_zeros
 from runs import MULTI, ROOT, check_failed, files, wait_until
@@ -115,9 +114,7 @@ def test_alpha_is_the_mask_and_not_written(count, dtype, blurred, dem):
     bands, valid = hole(rng.integers(1, 200, (count + 1, 40, 50)).astype(dtype), 7)
     bands[-1] = np.where(valid[0], np.iinfo(dtype).max, 0)
     bands[-1, 10, 10] = 1  # hardly opaque, but valid
-    raster = dem(bands, photometric="minisblack")
-    with rasterio.open(raster, "r+") as file:
-        file.colorinterp = [ColorInterp.undefined] * count + [ColorInterp.alpha]
+    raster = dem(bands, photometric="minisblack", alpha=True)
     check(blurred(raster), bands[:-1], valid[:-1])
 
 
@@ -125,9 +122,7 @@ def test_nodata_values_that_a_tag_names(blurred, dem):
     """A pixel is invalid if it has them in all bands; what is copied spoils the result."""
     bands, valid = hole(HEIGHTS.repeat(3, 0), 0)
     bands[0, 5, 5] = 0
-    raster = dem(bands)
-    with rasterio.open(raster, "r+") as file:
-        file.update_tags(NODATA_VALUES="0 0 0")
+    raster = dem(bands, tags={"NODATA_VALUES": "0 0 0"})
     check(blurred(raster), bands, valid)
 
 
@@ -187,15 +182,9 @@ def test_nodata_counts_beside_a_mask(kind, blurred, dem, tmp_path):
         mask[30, 9] = False
     else:
         mask[30, 9:12] = False
-    raster = dem(bands, nodata=-9999)
-    with (
-        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=kind == "inside"),
-        rasterio.open(raster, "r+") as file,
-    ):
-        if kind in ("beside", "inside"):
-            file.write_mask(mask)
-        elif kind == "values in a tag":
-            file.update_tags(NODATA_VALUES="0 -9999")
+    tags = {"NODATA_VALUES": "0 -9999"} if kind == "values in a tag" else {}
+    masked = mask if kind in ("inside", "beside") else None
+    raster = dem(bands, nodata=-9999, mask=masked, inside=kind == "inside", tags=tags)
     if kind.startswith("of"):
         hidden = write_raster(tmp_path / "mask.tif", 255 * mask[None].astype(np.uint8))
         copy(raster, tmp_path / "mask.vrt", driver="VRT")

@@ -256,13 +256,9 @@ def test_pixels_that_no_sheet_covers(tmp_path, run_fast, option, dtype, how):
         place = rasterio.Affine(2, 0, 2 * column, 0, -2, -2 * row)
         nodata = 255 if number == 0 and how == "nodata" else None
         pixels = np.where(valid[part], values[part], 255).astype(dtype)
-        write_raster(sheet, pixels, transform=place, nodata=nodata)
-        if how in ("inside", "beside"):
-            with (
-                rasterio.Env(GDAL_TIFF_INTERNAL_MASK=how == "inside"),
-                rasterio.open(sheet, "r+") as file,
-            ):
-                file.write_mask(valid[part][0])
+        masked = valid[part][0] if how in ("inside", "beside") else None
+        kind = {"nodata": nodata, "mask": masked, "inside": how == "inside"}
+        write_raster(sheet, pixels, transform=place, **kind)
     (line,) = re.findall(r"^gdalbuildvrt .*-vrtnodata.*\n", README, re.MULTILINE)
     commands = f"""ls ?.tif > list.txt; list=list.txt
         {line.replace("-vrtnodata -32768", option)}

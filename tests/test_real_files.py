@@ -196,9 +196,7 @@ def test_what_is_no_raster_or_has_no_band_to_blur_is_named(tmp_path, run_both, k
         write_netcdf(raster, names=[f"v{number}" for number in range(54)])
         words += "; in it are: netcdf:"
     elif kind == "alpha":
-        write_raster(raster, BYTES)
-        with rasterio.open(raster, "r+") as file:
-            file.colorinterp = [ColorInterp.alpha]
+        write_raster(raster, BYTES, alpha=True)
     elif kind in NO_BAND:
         write_raster(raster, ONES.astype(np.complex64), dtype=kind)
     elif kind == "missing":

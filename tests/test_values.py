@@ -7,7 +7,6 @@ import os
 
 import numpy as np
 import pytest
-import rasterio
 from rasters import brute_force, read, write_raster
 
 
@@ -38,47 +37,38 @@ def test_special_values_spoil_no_other_pixels(tmp_path, blurred, dtype):
 def make_case(seed, path):
     """Write a random raster; return its values, which are valid, and how to blur it."""
     rng = np.random.default_rng(seed)
-    dtype = np.dtype(
-        rng.choice(["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8", "i8", "u8"])
-    )
-    bands, height, width = rng.integers(1, [7, 90, 90])
+    kinds = "u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8", "i8", "u8"
+    dtype = np.dtype(rng.choice(kinds))
+    bands, height, width = map(int, rng.integers(1, [7, 90, 90]))
     values = rng.normal(0, 10.0 ** rng.integers(0, 4), (bands, height, width))
     limits = np.finfo(np.float32) if dtype.kind == "f" else np.iinfo(dtype)
     low, high = max(limits.min, -1e9), min(limits.max, 10**9)
     values = np.clip(values, low, high).astype(dtype)
     holes = rng.random(values.shape) < 0.002
-    kind = ["none", "nodata", "mask", "alpha", "nan"][seed % 5]
     profile = {"compress": str(rng.choice(["none", "deflate", "lzw", "zstd"]))}
     profile["photometric"] = "minisblack"  # else GDAL takes band 4 for alpha
-    profile["transform"] = rasterio.Affine.scale(2, -2)
     profile["interleave"] = str(rng.choice(["pixel", "band"]))
     if rng.random() < 0.5:
         side = int(rng.choice([16, 32, 64]))
         profile |= {"tiled": True, "blockxsize": side, "blockysize": side}
     else:
         profile["blockysize"] = int(rng.integers(1, height + 1))
+    kind, written = ["none", "nodata", "mask", "alpha", "nan"][seed % 5], values
     if kind == "nan" and dtype.kind == "f":
         values[holes] = np.nan
-    elif kind in ("mask", "alpha"):
-        holes[:] = holes.any(axis=0)
     elif kind == "nodata":
         profile["nodata"] = int(rng.choice([0, 1, 99]))
         holes = values == profile["nodata"]
+    elif kind in ("mask", "alpha"):
+        holes[:] = holes.any(axis=0)
+        if kind == "mask":
+            profile |= {"mask": ~holes[0], "inside": seed % 2 == 0}
+        else:
+            alpha = np.where(holes[:1], 0, high).astype(dtype)
+            written, profile["alpha"] = np.concatenate([values, alpha]), True
     else:
         holes[:] = False
-    profile |= {"height": int(height), "width": int(width), "dtype": dtype}
-    profile |= {"driver": "GTiff", "count": int(bands) + (kind == "alpha")}
-    with (
-        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=seed % 2 == 0),  # or in a file beside it
-        rasterio.open(path, "w", **profile) as file,
-    ):
-        if kind == "alpha":
-            colors = [rasterio.enums.ColorInterp.undefined] * bands
-            file.colorinterp = [*colors, rasterio.enums.ColorInterp.alpha]
-            file.write(np.where(holes[0], 0, high).astype(dtype), int(bands) + 1)
-        file.write(values, list(range(1, bands + 1)))
-        if kind == "mask":
-            file.write_mask(~holes[0])
+    write_raster(path, written, **profile)
     changes = {  # so that pieces have few rows, read few at a time, from a full cache
         "max(2 * window, ": f"max({rng.integers(1, 30)}, ",
         "fast = 1.6e7 * min": f"fast = {width * rng.integers(1, 200)} * min",
