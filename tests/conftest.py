@@ -33,9 +33,8 @@ def cluster():
         # A login shell reads what the user has at home: here nothing.
         variables = os.environ | {"TMPDIR": place, "HOME": place}
         try:
-            done = runs.run("bash", SLURM / "start.sh", sys.executable, env=variables)
-            if done.returncode == 77 and "CI" not in os.environ:
-                pytest.skip(done.stderr)
+            command = ["bash", SLURM / "start.sh", sys.executable]
+            done = runs.run_or_skip(command, env=variables)
             assert done.returncode == 0, done.stderr
             yield variables | dict(re.findall(r"export (\w+)=(.*)", done.stdout))
         finally:  # also after Ctrl-C while it starts; a second one has to wait
@@ -128,7 +127,7 @@ def dem(tmp_path):
 def damaged(dem):
     """Return a raster whose second half is missing."""
     raster = dem(np.ones((1, 200, 200), np.float32))
-    rasters.damage_end(raster)
+    os.truncate(raster, raster.stat().st_size // 2)
     return raster
 
 

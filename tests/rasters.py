@@ -1,6 +1,5 @@
 """Rasters for the tests: writing and reading them, and their mean by brute force."""
 
-import os
 import subprocess
 
 import numpy as np
@@ -14,11 +13,6 @@ def read(path):
     """Return the values (band, row, column) of a raster."""
     with rasterio.open(path) as raster:
         return raster.read()
-
-
-def damage_end(path):
-    """Cut off the second half of a file."""
-    os.truncate(path, path.stat().st_size // 2)
 
 
 def write_raster(
