@@ -7,8 +7,8 @@ import pytest
 import rasterio
 from benchmark import tiles
 from rasterio.shutil import copy
-from rasters import read, stack_files, write_raster
-from runs import MULTI, SCRIPTS, SIMPLE, check_silent, need
+from rasters import write_raster
+from runs import MULTI, SIMPLE, check_silent, need
 
 RNG = np.random.default_rng(0)
 STACK = tiles(512, interleave="pixel")
@@ -71,15 +71,3 @@ def test_sheets_of_a_virtual_raster_stay_open(tmp_path, run_fast):
     done = run_fast(SIMPLE, tmp_path / "all.vrt", 5, cwd=tmp_path, changes=changes)
     check_silent(done)
     assert done.bytes_read < 2 * parts.size
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_more_than_100_bands_of_two_types(script, tmp_path, run_fast):
-    """rasterio reads bands of one type at a time."""
-    bands = RNG.integers(0, 99, (120, 1, 40, 50)).astype(np.uint8)
-    paths = [tmp_path / f"{number}.tif" for number in range(len(bands))]
-    for number, path in enumerate(paths):
-        write_raster(path, bands[number].astype(np.int16 if number > 60 else np.uint8))
-    stack_files(tmp_path / "both.vrt", *paths)
-    check_silent(run_fast(script, tmp_path / "both.vrt", 1, cwd=tmp_path))
-    np.testing.assert_allclose(read(tmp_path / "smooth/both.tif"), bands[:, 0])

@@ -115,14 +115,12 @@ def test_what_is_said_of_bands_stays_and_what_is_false_goes(tmp_path, blurred, d
     names = '<Metadata>\n<MDI key="bidx">1</MDI>\n<MDI key="ns">RPC</MDI>'
     vrt.write_text(vrt.read_text().replace("<Metadata>", names, 1))
     assert names in vrt.read_text()
-    for path in (raster, vrt):
-        with rasterio.open(blurred(path)) as result:
-            colours = [colour.name for colour in result.colorinterp]
-            assert colours == ["red", "green", "blue"]
-            assert {item: getattr(result, item) for item in said} == said
-            assert [result.tags(band) for band in (1, 2, 3)] == [{}, kept, {}]
-            tags = result.tags().keys() - {"FOCAL_MEAN_WINDOW", "FOCAL_MEAN_OF"}
-            assert tags == {"AREA_OR_POINT", "red#long_name", *NOT_STALE}
+    with rasterio.open(blurred(vrt)) as result:
+        assert [color.name for color in result.colorinterp] == ["red", "green", "blue"]
+        assert {item: getattr(result, item) for item in said} == said
+        assert [result.tags(band) for band in (1, 2, 3)] == [{}, kept, {}]
+        tags = result.tags().keys() - {"FOCAL_MEAN_WINDOW", "FOCAL_MEAN_OF"}
+        assert tags == {"AREA_OR_POINT", "red#long_name", *NOT_STALE}
 
 
 def test_colour_table_does_not_stay(blurred, dem):
@@ -172,13 +170,6 @@ def test_place_stays(area_or_point, crs, place, blurred, dem):
             places.append((file.transform, points, systems, rpcs, tags, names))
     assert places[0] == places[1]
     assert files(path.parent) == places[0][-1]
-
-
-def test_rpcs_that_are_not_whole_are_no_failure(tmp_path, blurred, dem):
-    raster = dem(ONES, crs=None, transform=None)
-    text = "<PAMDataset><Metadata domain='RPC'><MDI key='LINE_OFF'>1</MDI></Metadata>"
-    (tmp_path / "dem.tif.aux.xml").write_text(text + "</PAMDataset>")
-    assert files(blurred(raster).parent) == ["dem.tif"]
 
 
 BANDLESS = '<VRTDataset rasterXSize="30" rasterYSize="30"></VRTDataset>'

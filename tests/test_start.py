@@ -8,14 +8,8 @@ import sys
 import pytest
 import runs
 
-# What /etc/hosts says of this computer, and a daemon that it does not have.
-COMPUTERS = [("127.0.0.1", ""), ("127.0.1.1", ""), ("192.0.2.9", ""), ("#", "mariadbd")]
-# Takes the file $0 for /etc/hosts, lets nobody run the program $1, runs the rest.
-MOUNTS = """
-mount --bind "$0" /etc/hosts || exit 77
-[ ! -f "/usr/sbin/$1" ] || mount --bind /dev/null "/usr/sbin/$1" || exit 77
-exec "${@:2}"
-"""
+# Takes the file $0 for /etc/hosts, and runs the rest.
+MOUNT = 'mount --bind "$0" /etc/hosts || exit 77; exec "$@"'
 # In folder $0: starts Slurm, runs a job, and stops it as the last line says.
 SESSION = """
 cd "$0" || exit
@@ -32,14 +26,14 @@ eval "$(tail -n 1 started)"
 """
 
 
-@pytest.mark.parametrize(("address", "missing"), COMPUTERS)
-def test_whatever_the_hosts_file_says(tmp_path, address, missing):
-    """It listens on 127.0.0.1 only, with a short folder, and without records, too."""
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.1.1", "192.0.2.9", "#"])
+def test_whatever_the_hosts_file_says(tmp_path, address):
+    """Of this computer. Slurm listens on 127.0.0.1 only, and works in a long folder, too."""
     place = tmp_path / ("long" * 20)
     shutil.copytree(runs.ROOT / "tests/slurm", place / "my clone")
     hosts = f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n"
     (place / "hosts").write_text(hosts)
-    command = ["unshare", "--mount", "bash", "-c", MOUNTS, place / "hosts", missing]
+    command = ["unshare", "--mount", "bash", "-c", MOUNT, place / "hosts"]
     if os.geteuid():  # who is root in a namespace is not for what Slurm does
         command.insert(2, "--map-root-user")
         ids = f"--map-user={os.geteuid()}", f"--map-group={os.getegid()}"
@@ -48,12 +42,11 @@ def test_whatever_the_hosts_file_says(tmp_path, address, missing):
     environment = os.environ | {"TMPDIR": str(place), "PLACE": str(place)}
     done = runs.run_or_skip(command, env=environment)
     assert done.returncode == 0, done.stderr
-    first, *others = (place / "started").read_text().splitlines()
-    assert ("No records" in first, len(others)) == (missing != "", 5 if missing else 4)
+    assert len((place / "started").read_text().splitlines()) == 5
     outputs = [(place / name).read_text() for name in ("job.txt", "step.txt")]
     assert outputs == [f"{socket.gethostname()}\n"] * 2
     reached = (place / "reached").read_text().split()
-    assert reached == ["127.0.0.1"] * (4 if missing else 5)  # one for each daemon
+    assert reached == ["127.0.0.1"] * 5  # one for each daemon
     assert runs.processes(f"PLACE={place}\0") == []
 
 

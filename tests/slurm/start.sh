@@ -9,9 +9,10 @@ python=${1:-${here%/tests/slurm}/.venv/bin/python}
 PATH=$PATH:/usr/sbin # where the daemons are, for other users than root
 # The daemons listen where the name of the computer leads: it has to be here for them.
 as_localhost=(env NSS_WRAPPER_HOSTNAME=localhost LD_PRELOAD=libnss_wrapper.so)
-if ! { type -P slurmctld slurmd sbatch munged && bash -lc 'type module'; } &>/dev/null ||
-    [ "$("${as_localhost[@]}" hostname 2>/dev/null)" != localhost ]; then
-    echo "Slurm or Lmod is missing: apt-get install slurm-wlm munge lmod libnss-wrapper" >&2
+if ! { type -P slurmctld slurmd sbatch munged slurmdbd mariadbd && bash -lc 'type module'; } \
+    &>/dev/null || [ "$("${as_localhost[@]}" hostname 2>/dev/null)" != localhost ]; then
+    echo "Something is missing: apt-get install slurm-wlm munge slurmdbd mariadb-server-core" \
+        "lmod libnss-wrapper" >&2
     exit 77
 fi
 
@@ -49,17 +50,12 @@ wait_for() { # that a command succeeds, not for long, and not if a daemon has en
 daemon munge munged -F -f -S "$folder/munge.socket" --key-file="$folder/munge.key" \
     --seed-file="$folder/munge.seed" --pid-file="$folder/munge.pid" --origin=127.0.0.1
 wait_for test -S "$folder/munge.socket"
-if { type -P slurmdbd && mariadbd --version; } &>/dev/null; then
-    daemon mariadb mariadbd --no-defaults --user="$(id -un)" --skip-networking \
-        --datadir="$folder/database" --socket="$MYSQL_UNIX_PORT" \
-        --skip-grant-tables --debug-no-sync --innodb-log-file-size=4M
-    wait_for test -S "$MYSQL_UNIX_PORT"
-    daemon slurmdbd "${as_localhost[@]}" slurmdbd -D
-    wait_for sacctmgr -n show cluster
-else
-    sed -i /^AccountingStorage/d "$SLURM_CONF"
-    echo "No records for sacct: they need apt-get install slurmdbd mariadb-server-core"
-fi
+daemon mariadb mariadbd --no-defaults --user="$(id -un)" --skip-networking \
+    --datadir="$folder/database" --socket="$MYSQL_UNIX_PORT" \
+    --skip-grant-tables --debug-no-sync --innodb-log-file-size=4M
+wait_for test -S "$MYSQL_UNIX_PORT"
+daemon slurmdbd "${as_localhost[@]}" slurmdbd -D
+wait_for sacctmgr -n show cluster
 daemon slurmctld "${as_localhost[@]}" slurmctld -D -f "$SLURM_CONF"
 for node in c1 c2 c3; do
     daemon $node "${as_localhost[@]}" slurmd -D -f "$SLURM_CONF" -N $node
