@@ -5,6 +5,7 @@ import subprocess
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp
+from rasterio.shutil import copy
 from runs import need
 from scipy.io import netcdf_file
 
@@ -67,16 +68,14 @@ def stack_files(path, *options_and_files):
     return path
 
 
-def write_vrt(path, *sources, extra=">"):
-    """Write a virtual raster of 50 x 40 pixels, its sources one below the other."""
-    rows = 40 // len(sources)
-    text = f"""<VRTDataset rasterXSize="50" rasterYSize="40">
-        <VRTRasterBand dataType="Float32" band="1"{extra}"""
-    for top, source in zip(range(0, 40, rows), sources):
-        text += f"""<SimpleSource><SourceFilename>{source}</SourceFilename><SourceBand>1
-        </SourceBand><SrcRect xOff="0" yOff="0" xSize="50" ySize="{rows}"/>
-        <DstRect xOff="0" yOff="{top}" xSize="50" ySize="{rows}"/></SimpleSource>"""
-    path.write_text(f"{text}</VRTRasterBand></VRTDataset>")
+def write_vrt(path, source, changes=None):
+    """Write a virtual raster of a raster, with changes of its text; return its path."""
+    copy(source, path, driver="VRT")
+    text = path.read_text()
+    for old, new in (changes or {}).items():
+        assert old in text, text
+        text = text.replace(old, new)
+    path.write_text(text)
     return path
 
 
