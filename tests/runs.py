@@ -93,34 +93,34 @@ def sees_memory(cluster):
 
 def copy_tracked(folder):
     """Copy what git tracks of this repository to a folder; return the folder."""
-    names = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
-    for name in filter(None, names.split("\0")):
-        target = Path(folder, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, target)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    command = 'git ls-files -z | xargs -0 cp --parents --target-directory "$0"'
+    subprocess.run(["bash", "-c", command, folder], cwd=ROOT, check=True)
     return Path(folder)
+
+
+def read_proc(name):
+    """Return, of each process, its folder in /proc and a text there."""
+    texts = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            texts[process] = (process / name).read_bytes().decode(errors="replace")
+    return texts
 
 
 def processes(*variables):
     """Return the folders in /proc of the processes that were started with variables."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
-            text = (process / "environ").read_bytes().decode(errors="replace")
-            if all(variable in text for variable in variables):
-                found.append(process)
-    return found
+    texts = read_proc("environ").items()
+    return [process for process, text in texts if all(v in text for v in variables)]
 
 
 def find_members(session):
     """Return the processes of a session that are at work."""
     members = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            text = (process / "stat").read_text()
-            state, _, _, number = text.rpartition(") ")[2].split()[:4]
-            if int(number) == session and state not in "ZX":
-                members.append(int(process.name))
+    for process, text in read_proc("stat").items():
+        state, _, _, number = text.rpartition(") ")[2].split()[:4]
+        if int(number) == session and state not in "ZX":
+            members.append(int(process.name))
     return members
 
 

@@ -11,6 +11,7 @@ from runs import MULTI, SIMPLE, check_silent, need
 
 RNG = np.random.default_rng(0)
 STACK = tiles(512, interleave="pixel")
+STRIP = {"blockysize": 5000, "compress": "lzw"}
 CASES = {  # bands, rows, columns, the profile of the file; how it is read
     "bands in pixels": ((12, 1500, 1500), STACK, ""),
     "bands in tiles": ((12, 1500, 1500), tiles(512, interleave="band"), ""),
@@ -18,11 +19,7 @@ CASES = {  # bands, rows, columns, the profile of the file; how it is read
     "130 bands": ((130, 500, 500), tiles(256, interleave="pixel"), ""),
     "tiles of 4096": ((1, 5000, 5000), tiles(4096), ""),
     "virtual, tiles of 2048": ((1, 5000, 5000), tiles(2048), "vrt"),
-    "virtual, one strip": (
-        (1, 5000, 5000),
-        {"blockysize": 5000, "compress": "lzw"},
-        "vrt",
-    ),
+    "virtual, one strip": ((1, 5000, 5000), STRIP, "vrt"),
     "virtual in virtual": ((1, 5000, 5000), tiles(2048), "vrt of vrt"),
 }
 

@@ -48,17 +48,3 @@ def test_whatever_the_hosts_file_says(tmp_path, address):
     reached = (place / "reached").read_text().split()
     assert reached == ["127.0.0.1"] * 5  # one for each daemon
     assert runs.processes(f"PLACE={place}\0") == []
-
-
-def test_failed_start_says_why(tmp_path):
-    slurmd = tmp_path / "slurmd"
-    slurmd.write_text("#!/bin/sh\necho no such luck >&2\nexit 3\n")
-    slurmd.chmod(0o755)
-    command = ["bash", runs.ROOT / "tests/slurm/start.sh", sys.executable]
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    environment = os.environ | {"TMPDIR": str(tmp_path), "PATH": path}
-    done = runs.run_or_skip(command, env=environment)
-    assert done.returncode != 0 and "no such luck" in done.stderr, done
-    assert "Slurm has not started" in done.stderr.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == [slurmd]
-    assert runs.processes(f"TMPDIR={tmp_path}\0") == []
