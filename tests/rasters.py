@@ -16,9 +16,7 @@ def read(path):
         return raster.read()
 
 
-def write_raster(
-    path, bands, *, mask=None, inside=False, tags=(), alpha=False, **profile
-):
+def write_raster(path, bands, mask=None, inside=False, tags=(), alpha=False, **profile):
     """Write an array (band, row, column) as a GeoTIFF in Finnish coordinates; return its path.
 
     mask (row, column) is true where pixels are valid; it lies inside the file or beside
@@ -59,12 +57,10 @@ def write_netcdf(path, shape=(40, 50), names=("red", "nir")):
     return path
 
 
-def stack_files(path, *options_and_files):
+def stack_files(path, *files):
     """Write a virtual raster with the first band of each file as a band; return its path."""
     need("gdalbuildvrt")
-    subprocess.run(
-        ["gdalbuildvrt", "-q", "-separate", path, *options_and_files], check=True
-    )
+    subprocess.run(["gdalbuildvrt", "-q", "-separate", path, *files], check=True)
     return path
 
 

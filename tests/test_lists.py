@@ -2,12 +2,11 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from runs import LIMIT, NAMES, ROOT, SIMPLE, files
+from runs import NAMES, ROOT, SIMPLE, files, run
 
 LIST = "-it's a $(touch executed) list.txt"
 # In place of Python, where only what it is given matters: it says that, and fails.
@@ -26,9 +25,8 @@ def start(tmp_path, monkeypatch):
     def start_task(*arguments, task, **variables):
         env = os.environ | {"SLURM_ARRAY_TASK_ID": str(task)} | variables
         command = ["bash", ROOT / "array_job.sh", *arguments]
-        options = {"capture_output": True, "timeout": LIMIT, "env": env}
-        options |= {"encoding": "utf-8", "errors": "surrogateescape"}
-        return subprocess.run(command, check=False, **options)
+        utf8 = {"encoding": "utf-8", "errors": "surrogateescape"}
+        return run(*command, env=env, **utf8)
 
     return start_task
 

@@ -64,19 +64,17 @@ def test_more_rows_or_bands_take_no_more_memory(tmp_path):
     assert many < 1.1 * few, f"{many:.0f} MB with 20 bands, {few:.0f} MB with 2"
 
 
+def list_rows(rasters, quick):
+    """Return what the rows of a benchmark's table begin with."""
+    cases = [(raster, choose_cases(raster, [ROOT], quick=quick)) for raster in rasters]
+    return [(name, case[0], str(case[1])) for name, rows in cases for case in rows]
+
+
 def test_benchmark_works_and_has_the_rows_of_its_page():
     row = r"(?m)^\| (\w+\.\w+) .*? \| (\S+ ?\d*) \| (\d+) \| .* MB \|$"
     rows = re.findall(row, (ROOT / "tests/benchmark.md").read_text())
-    assert rows and rows == [
-        (raster, program, str(window))
-        for raster in dict.fromkeys(name for name, _, _ in rows)
-        for program, window, _ in choose_cases(raster, [ROOT], quick=False)
-    ]
+    assert rows and rows == list_rows(dict.fromkeys(row[0] for row in rows), False)
     names = ["classic.nc", "width_8204.tif"]
     done = run(sys.executable, ROOT / "tests/benchmark.py", "--quick", *names)
     check_silent(done)
-    assert re.findall(row, done.stdout) == [
-        (raster, program, str(window))
-        for raster in names
-        for program, window, _ in choose_cases(raster, [ROOT], quick=True)
-    ]
+    assert re.findall(row, done.stdout) == list_rows(names, True)

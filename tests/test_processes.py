@@ -93,11 +93,10 @@ KILLED = [(*case, SIGKILL) for case in BUSY] + [(READ, IN_WORKER, 2, SIGTERM)]
 KILLED += [(END_OF_POOL, "True", victims, SIGKILL) for victims in (1, 2)]  # idle ones
 
 
-@pytest.mark.parametrize("place, when, victims, number", KILLED)
-def test_killed_worker_costs_no_rows(
-    tmp_path, paused, small, place, when, victims, number
-):
+@pytest.mark.parametrize("case", KILLED)
+def test_killed_worker_costs_no_rows(tmp_path, paused, small, case):
     """While they begin, read or write, and when all is done and they are idle."""
+    place, when, victims, number = case
     with paused(tmp_path, MULTI, small, place, when) as (pid, gate, end):
         workers = sorted(find_members(pid), key=lambda n: str(n) not in files(gate))
         workers.remove(pid)

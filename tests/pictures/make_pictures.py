@@ -61,13 +61,14 @@ def draw_results(folder):
         for sheet in DEM.parent.glob("*_*.tif"):
             blur(sheet, scratch)
         sheets = merge(list(Path(scratch, "smooth").glob("*_*.tif")))[0][0]
-    for name, *pictures in (
-        ("before_and_after", before, "before", after, "after: mean of 15 x 15 pixels"),
-        ("sheets_that_touch", sheets, "four sheets one by one", after, "seamless"),
+    blurred = [after, "after: mean of 15 x 15 pixels"], [after, "seamless"]
+    pairs = [[before, "before"], [sheets, "four sheets one by one"]]
+    for name, left, right in zip(
+        ["before_and_after", "sheets_that_touch"], pairs, blurred
     ):
         figure, axes = plt.subplots(1, 2, figsize=(9, 5.2), layout="constrained")
-        draw_heights(axes[0], *pictures[:2])
-        draw_heights(axes[1], *pictures[2:])
+        draw_heights(axes[0], *left)
+        draw_heights(axes[1], *right)
         figure.savefig(Path(folder, f"{name}.png"), dpi=100)
 
 
@@ -79,8 +80,9 @@ def draw_rules(folder):
     heights[8, 16] = np.nan
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "small.tif")
-        profile = {"count": 1, "width": size, "height": size, "dtype": "float32"}
-        with rasterio.open(path, "w", **profile) as raster:
+        with rasterio.open(
+            path, "w", "GTiff", size, size, 1, dtype="float32"
+        ) as raster:
             raster.write(heights, 1)
         kinds = np.isnan(blur(path, scratch, window)) + 1.0 * np.isnan(heights)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
