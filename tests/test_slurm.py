@@ -150,11 +150,10 @@ def test_variables_of_the_terminal_win_over_the_batch_files(cluster, tmp_path):
 def test_folder_of_ones_own(cluster, tmp_path):
     clone, folder = checkout(tmp_path / "the clone"), tmp_path / "my project"
     folder.mkdir()
-    link = f"ln -s '{clone}'/{{.venv,*.py,*.sh}} ."
-    subprocess.run(["bash", "-c", link], cwd=folder, check=True)
+    command = f"cp '{clone}'/*.{{py,sh}} . && ln -s '{clone}/.venv' ."
+    subprocess.run(["bash", "-c", command], cwd=folder, check=True)
     raster = rasters.write_raster(folder / "my dem.tif", np.ones((1, 30, 40)))
     (folder / "my list.txt").write_text("my dem.tif\n")
-    (folder / "copy.py").write_text("1 / 0")  # not to be taken for Python's own
     arguments = {SIMPLE: raster.name, MULTI: raster.name, ARRAY: "my list.txt"}
     for batch_file, argument in arguments.items():
         command = f"sbatch {LOGS} --array=1 {batch_file} '{argument}' 3"
