@@ -4,7 +4,7 @@
 #SBATCH --output=array_job_out_%A_%a.txt    # one file for each task: %A is the job's number
 #SBATCH --error=array_job_err_%A_%a.txt     # and %a the task's number; error messages
 #SBATCH --partition=serial       # the queue to wait in; sinfo lists all queues
-#SBATCH --time=00:00:05          # longest run time; Slurm rounds up to a minute
+#SBATCH --time=00:01:00          # longest run time: hours, minutes, seconds
 #SBATCH --ntasks=1               # one program is started
 #SBATCH --cpus-per-task=1        # CPUs for this program
 #SBATCH --mem-per-cpu=500        # MB of memory for each CPU
@@ -14,6 +14,7 @@
 list=${1:-mapsheets.txt} # the path of one raster in each line
 
 # The raster of this task: the line of the list that has the task's number.
+# (With command and -- this also works if a function is named sed, or a list -x.txt.)
 raster=$(command sed -n "${SLURM_ARRAY_TASK_ID}p" -- "$list" 2>/dev/null)
 raster=${raster%$'\r'} # without the carriage return of Windows text files
 if [[ $raster != *[![:space:]]* ]]; then

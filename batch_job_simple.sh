@@ -4,7 +4,7 @@
 #SBATCH --output=out.txt         # what the script prints; the next job writes it anew
 #SBATCH --error=err.txt          # error messages, likewise
 #SBATCH --partition=serial       # the queue to wait in; sinfo lists all queues
-#SBATCH --time=00:00:05          # longest run time; Slurm rounds up to a minute
+#SBATCH --time=00:01:00          # longest run time: hours, minutes, seconds
 #SBATCH --ntasks=1               # one program is started
 #SBATCH --cpus-per-task=1        # CPUs for this program
 #SBATCH --mem-per-cpu=500        # MB of memory for each CPU

@@ -88,7 +88,8 @@ def brute_force(bands, valid, window):
     """Return the focal mean in float64, each window summed by itself; NaN where it is nodata."""
     half = window // 2
     values = np.where(valid, np.asarray(bands, np.float64), np.nan)
-    sides = (0, 0), (half, half), (half, half)
-    padded = np.pad(values, sides, constant_values=np.nan)
+    padded = np.pad(
+        values, [(0, 0), (half, half), (half, half)], constant_values=np.nan
+    )
     windows = np.lib.stride_tricks.sliding_window_view(padded, (window, window), (1, 2))
     return windows.mean(axis=(3, 4))

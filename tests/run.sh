@@ -1,8 +1,7 @@
 #!/bin/bash
 # Install what the tests need, where that is allowed, and run them:
 #     bash tests/run.sh [ARGUMENTS OF PYTEST]
-#     PYTHON=python3.13 bash tests/run.sh    with another Python, in .venv-python3.13
-#     OLDEST=1 bash tests/run.sh             with the oldest packages that may be used
+# PYTHON=python3.13 takes another Python, OLDEST=1 the oldest packages that may be used.
 set -eu
 cd "$(dirname "$0")/.."
 packages=(slurm-wlm munge slurmdbd mariadb-server-core libslurm-perl libslurmdb-perl lmod

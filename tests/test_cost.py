@@ -10,10 +10,9 @@ from rasters import write_raster, write_vrt
 from runs import MULTI, SIMPLE, check_silent, need
 
 RNG = np.random.default_rng(0)
-STACK = tiles(512, interleave="pixel")
 STRIP = {"blockysize": 5000, "compress": "lzw"}
 CASES = {  # bands, rows, columns, the profile of the file; how it is read
-    "bands in pixels": ((12, 1500, 1500), STACK, ""),
+    "bands in pixels": ((12, 1500, 1500), tiles(512, interleave="pixel"), ""),
     "bands in tiles": ((12, 1500, 1500), tiles(512, interleave="band"), ""),
     "bands in lines": ((12, 1500, 1500), {"driver": "ENVI", "INTERLEAVE": "BIL"}, ""),
     "130 bands": ((130, 500, 500), tiles(256, interleave="pixel"), ""),

@@ -70,8 +70,7 @@ def check_often(run_fast, tmp_path, raster, local):
         done = run_fast(MULTI, raster, 5, cwd=cwd, SLURM_CPUS_PER_TASK="3")
         check_silent(done)
         (result,) = (cwd / "smooth").iterdir()
-        text = f"{raster}, run {number}"
-        np.testing.assert_array_equal(read(result), expected, text)
+        np.testing.assert_array_equal(read(result), expected, f"{raster}, run {number}")
 
 
 @pytest.mark.parametrize("kind", ["none", "deflate", "vrt"])

@@ -188,6 +188,11 @@ def test_gaussian_filter(tmp_path, run_fast):
     np.testing.assert_allclose(found[inner], expected[inner], rtol=1e-9)
 
 
+def test_uniform_filter_would_lose_a_line():
+    line = np.where(np.arange(60) == 20, np.nan, 1)
+    assert np.isnan(ndimage.uniform_filter(line, 5)[18:]).all()
+
+
 def test_files_of_other_people(tmp_path):
     """What the page's table says of netCDF, four bands, and pages, is so."""
     need("gdal_edit.py")
@@ -195,7 +200,7 @@ def test_files_of_other_people(tmp_path):
     values = np.full((4, 20, 20), 9, np.uint8)
     write_raster(four, values)
     assert "3 bands" in run(sys.executable, SIMPLE, four, "3", cwd=tmp_path).stdout
-    (option,) = re.findall(r"gdal_edit.py (-colorinterp.*?)`", README)
+    (option,) = re.findall(r"gdal_edit.py (-colorinterp.*?) x.tif`", README)
     check_silent(run("gdal_edit.py", *option.split(), four))
     assert "4 bands" in run(sys.executable, SIMPLE, four, "3", cwd=tmp_path).stdout
     write_raster(pages, values[:1])

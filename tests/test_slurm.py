@@ -122,7 +122,7 @@ def test_batch_jobs(cluster, tmp_path):
     check_good(tasks)
     asked = "Partition", "TimeLimit", "NumCPUs", "MinMemoryCPU"
     assert [[task[item] for item in asked] for task in tasks[:3]] == [
-        ["serial", "00:01:00", "1", "500M"],  # asked for are 5 seconds
+        ["serial", "00:01:00", "1", "500M"],
         ["serial", "00:01:00", "4", "500M"],
         ["test", "00:02:00", "2", "200M"],
     ]
@@ -231,9 +231,9 @@ def test_the_two_batch_files_differ_in_names_and_cpus():
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_nobody_else_can_submit(cluster, public):
     """Though they write a slurm.conf of their own that asks for no authentication."""
-    settings = Path(cluster["SLURM_CONF"]).read_text()
-    none = settings.replace("auth/munge", "auth/none\nCredType=cred/none")
-    (public / "slurm.conf").write_text(none)
+    text = Path(cluster["SLURM_CONF"]).read_text()
+    text = text.replace("auth/munge", "auth/none\nCredType=cred/none")
+    (public / "slurm.conf").write_text(text)
     command = "setpriv --reuid=65534 --clear-groups sbatch --wrap=true"
     command = f"cd {public} && SLURM_CONF={public}/slurm.conf {command}"
     code, output = subprocess.getstatusoutput(command)

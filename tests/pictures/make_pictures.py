@@ -18,7 +18,6 @@ from matplotlib.colors import LightSource
 from matplotlib.patches import Rectangle
 from rasterio.merge import merge
 
-mpl.use("Agg")
 ROOT = Path(__file__).resolve().parents[2]
 DEM = ROOT / "tests/data/jacksboro.vrt"
 PIXEL = 92.6  # metres from south to north: 3 arc-seconds of 1852 / 60 metres
