@@ -3,9 +3,10 @@
     python multiprocessing_focal_mean.py RASTER [WINDOW]
 
 RASTER is any raster that GDAL opens. WINDOW is the side of the square in pixels, an odd
-number (15 if not given). The means go to smooth/NAME.tif. A mean is NaN, the result's
-nodata, where the window holds an invalid pixel or extends beyond the raster: the rule of
-focal() in R's package terra (but that joins the two sides of a raster of the globe).
+number (15 if not given). The means go to smooth/NAME.tif, where NAME is the raster's name
+without its ending; an earlier result of the raster is replaced. A mean is NaN, the
+result's nodata, where the window holds an invalid pixel or extends beyond the raster: the
+rule of focal() in R's package terra (except that terra joins the sides of a global raster).
 """
 
 import argparse
@@ -32,8 +33,9 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
 from scipy.ndimage import convolve1d
 
-# pieces: (bands, top, bottom) of each, to be blurred one after the other; cache: bytes of
-# GDAL's cache; memory: bytes in total.
+# pieces: (bands, top, bottom) of each, to be blurred one after the other. Here and below,
+# rows go from top up to bottom, without bottom itself. cache: bytes of GDAL's cache;
+# memory: bytes in total.
 Plan = collections.namedtuple("Plan", "pieces cache memory")
 # path: the unfinished file; target: its final name; dtype: the type of its pixels; starts:
 # a dictionary with the byte of the file where the rows of each band begin.
@@ -47,8 +49,10 @@ FOLDER = Path("smooth", f"{os.urandom(8).hex()}.unfinished")
 def main(path, window):
     """Blur the raster at path: the workers of a Pool blur chunks of its rows."""
     cpus = count_cpus()
-    global done  # which part of each chunk is blurred, from 0 to 1
-    done = multiprocessing.RawArray("d", cpus)  # in memory that the workers share
+    global done  # the part of each chunk that is blurred, from 0 to 1
+    done = multiprocessing.RawArray(
+        "d", cpus
+    )  # made first, so that the workers share it
     pool, workers = start_pool(cpus)  # before GDAL opens files, which cannot be shared
     with rasterio.open(path) as raster:
         plans = plan_chunks(raster, window, cpus)
@@ -72,10 +76,10 @@ def plan_chunks(raster, window, cpus):
     cuts = [raster.height * i // cpus for i in range(cpus + 1)]  # rows
     chunks = itertools.pairwise(cuts)
     plans = [make_plan(raster, window, top, bottom) for top, bottom in chunks]
-    # For each CPU: a worker's own part of Python's memory, some 0.7, and a share of the
-    # memory of this process.
+    # What a CPU needs on average. A worker adds about 0.7 of Python's memory: the rest it
+    # shares with this process, whose own memory is divided among the CPUs.
     memory = sum(plan.memory for plan in plans) / cpus
-    warn_of_memory(raster, memory, processes=0.7 + 1 / cpus)
+    warn_of_memory(raster, memory, pythons=0.7 + 1 / cpus)
     return plans
 
 
@@ -95,7 +99,8 @@ def blur_chunk(path, window, result, chunk):
 def start_pool(cpus):
     """Return a Pool of so many workers, and the workers; OSError if they cannot start.
 
-    Signals such as Ctrl-C are held back until each worker has its own handlers.
+    Signals such as Ctrl-C are held back meanwhile. A worker lets them in when it has its
+    own handlers, in start_worker.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     context = multiprocessing.get_context("fork")
@@ -112,11 +117,11 @@ def start_worker(parent):
     """Let a worker end silently when it is told to, or when its parent process ends."""
     handle_signals(signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent
-    # Let Linux kill the worker when its parent ends. Otherwise it could wait for ever: for
-    # the Pool's lock, which another worker held when it was killed.
+    # Let Linux kill the worker when its parent ends. Otherwise a worker could wait for ever
+    # for a lock of the Pool, if another worker was killed while it held that.
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before prctl
+    if os.getppid() != parent:  # the parent ended before prctl
         os._exit(1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
@@ -128,9 +133,11 @@ def wait_for(results):
     names = {f"ForkPoolWorker-{i + 1}" for i in range(len(done))}
     before, left = 0, len(done)
     while left:
-        with contextlib.suppress(multiprocessing.TimeoutError):
+        try:
             results.next(timeout=0.1)  # seconds; raises what a worker has raised
-            left -= 1  # not reached if no chunk was finished in that time
+            left -= 1
+        except multiprocessing.TimeoutError:
+            pass  # no chunk was finished in that time
         if {worker.name for worker in multiprocessing.active_children()} != names:
             raise OSError("a worker was killed, likely as memory ran out: ask for more")
         now = sum(done)
@@ -146,7 +153,7 @@ def end_pool(pool, workers):
     os._exit(0)
 
 
-# From here on, this is simple_focal_mean.py, word for word.
+# From here on, all is as in simple_focal_mean.py, word for word.
 
 
 def blur_piece(raster, window, result, bands, top, bottom):
@@ -164,7 +171,7 @@ def read_rows(raster, bands, top, bottom, dtype):
     """
     values = empty_rows(len(bands), bottom - top, raster.width, dtype)
     first, end = max(top, 0), min(bottom, raster.height)  # the rows inside the raster
-    values[:, : first - top] = np.nan
+    values[:, : first - top] = np.nan  # mostly no rows, as all are inside
     values[:, end - top :] = np.nan
     for box in list_boxes(raster, first, end):  # mostly one box: all these rows
         (upper, lower), (left, right) = box  # rasterio calls this a window
@@ -179,26 +186,27 @@ def hide_invalid(raster, bands, box, values):
 
     values (band, row, column) are the pixels of the box in the raster.
     """
-    # If a raster has nodata and a mask, GDAL's mask leaves nodata out: so check each.
+    # If a raster has nodata and a mask, GDAL's mask leaves nodata out: so check both.
     nodata = raster.nodatavals  # of all bands
     for band, pixels in zip(bands, values):
         hide_nodata(pixels, nodata[band - 1], raster.dtypes[band - 1])
     if has_masks(raster):
         values[raster.read_masks(bands, window=box) == 0] = np.nan
-    # Where alpha is 0, a pixel is transparent. GDAL's masks have it only of 1 or 3 bands.
+    # A pixel whose alpha is 0 is transparent. GDAL's masks know that only if the raster has
+    # 1 or 3 other bands: so read alpha itself.
     for alpha in find_alpha(raster):
         values[:, raster.read(alpha, window=box) == 0] = np.nan
 
 
-def hide_nodata(pixels, nodata, dtype):
+def hide_nodata(pixels, nodata, file_dtype):
     """Set to NaN the pixels (row, column) of a band that have its nodata value.
 
-    nodata is None if the band has none. dtype is the type of its pixels in the file.
+    nodata is None if the band has none. file_dtype is the type of its pixels in the file.
     """
     if nodata is None or not in_dtype_range(nodata, pixels.dtype):
         return  # no pixel can have it
-    if dtype == "float32":
-        nodata = np.float32(nodata)  # rounded as its pixels are, for example 0.1
+    if file_dtype == "float32":  # its pixels were rounded to float32: 0.1, for example
+        nodata = np.float32(nodata)
     pixels[pixels == nodata] = np.nan
 
 
@@ -208,11 +216,12 @@ def focal_mean(values, window):
     values (band, row, column) begin and end with the rows of the halo. They are
     overwritten. A mean is NaN if its window contains a NaN.
     """
-    weights = np.full(window, 1 / window)  # a Gaussian only needs others
+    weights = np.full(window, 1 / window)  # for a Gaussian filter, put its weights here
     halo = window // 2
     # First the mean down each column, then along each row: the mean of the square, with
-    # 2 x WINDOW multiplications a pixel instead of WINDOW x WINDOW. What the first pass
-    # gives for the rows of the halo is wrong, and is cut off.
+    # 2 x WINDOW multiplications a pixel instead of WINDOW x WINDOW. In the rows of the halo
+    # the first mean is wrong, as rows beyond them are missing: so they are cut off. (SciPy's
+    # uniform_filter keeps a running sum: after one NaN, it would give NaN to the line's end.)
     convolve1d(values, weights, axis=1, output=values)
     means = values[:, halo : values.shape[1] - halo]
     # Beyond the left and right edge of the raster there is nothing: NaN.
@@ -223,14 +232,14 @@ def focal_mean(values, window):
 def write_rows(result, bands, top, means):
     """Write means (band, row, column) to their place in the file, from row top on.
 
-    Several processes can do so at a time, without a lock: the file is not compressed, so
-    each row has its own bytes in it, and each row is written by one process only.
+    Several processes can do so at a time, without a lock: the file is not compressed (see
+    write_head), so each row has its own bytes in it, and only one process writes them.
     """
     with open(result.path, "r+b", buffering=2**20) as file:
         for band, rows in zip(bands, means):
             row_bytes = rows[0].nbytes
             file.seek(result.starts[band] + top * row_bytes)
-            file.writelines(rows)  # one row of numbers after the other
+            file.writelines(rows)  # the bytes of one row after the other
 
 
 # That was the focal mean: on a first reading, stop here. The rest is care for real rasters:
@@ -245,11 +254,12 @@ def empty_rows(bands, height, width, dtype):
     apart. The pixels of a column then compete for the same few places in the processor's
     cache, and the pass down the columns is ten times slower.
     """
-    return np.empty((bands, height, width // 32 * 32 + 48), dtype)[:, :, :width]
+    columns = width // 32 * 32 + 48  # 17 to 48 more; never a multiple of 32
+    return np.empty((bands, height, columns), dtype)[:, :, :width]
 
 
 def list_boxes(raster, first, end):
-    """Return the boxes, ((top, bottom), (left, right)), in which to read some rows.
+    """Return the boxes, ((upper, lower), (left, right)), in which to read some rows.
 
     GDAL reads one band of a box after the other. In a small box, what the bands share in
     the file is still in memory when GDAL comes to the next band.
@@ -257,33 +267,33 @@ def list_boxes(raster, first, end):
     height, width = end - first, raster.width
     if raster.driver in CUBES:
         width = raster.block_shapes[0][1]  # one column of blocks at a time
-    elif find_order(raster) == "LINE":  # the first row of all bands, then the second
-        height = 1
+    elif find_order(raster) == "LINE":
+        height = 1  # in the file, a row of all bands comes before the next row
     rows = [(y, min(y + height, end)) for y in range(first, end, height)]
     columns = [(x, min(x + width, raster.width)) for x in range(0, raster.width, width)]
-    return [(some, others) for some in rows for others in columns]
+    return [(some_rows, some_columns) for some_rows in rows for some_columns in columns]
 
 
 def make_plan(raster, window, top, bottom):
     """Return the Plan to blur the rows of a raster from top up to bottom.
 
     Its pieces are small, so that memory does not grow with the height of the raster. It
-    grows with the window, the width, and the size of the blocks, all bands included.
+    grows with the window, the width, and the size of the blocks.
     """
     bands, dtype = choose_bands(raster)
     row_bytes = (raster.width + 48) * dtype.itemsize  # of one band, with the gap
     together = count_together(raster, bands, window, bottom - top, row_bytes)
     height = min(choose_height(window, together, row_bytes), bottom - top)
     pieces = list_pieces(raster, bands, together, height, top, bottom)
-    # Memory: the blocks in GDAL's cache, and the array of a piece with its halo. 0.3 of
-    # that is for the arrays of True and False in hide_invalid.
+    # Memory: the blocks in GDAL's cache, the array of a piece with its halo, and 0.3 of the
+    # array (measured) for what is needed beside it, such as masks.
     tall = height + window
     cache = measure_cache(raster, together, tall, top - window, bottom + window)
     array = tall * together * row_bytes
     return Plan(pieces, cache, int(cache + 1.3 * array))
 
 
-def count_together(raster, bands, window, height, row_bytes):
+def count_together(raster, bands, window, rows, row_bytes):
     """Return how many bands to read at a time, as one array.
 
     A block of the file may hold many bands. It is read and decompressed only once if all
@@ -291,18 +301,20 @@ def count_together(raster, bands, window, height, row_bytes):
     """
     order = find_order(raster)
     if order == "PIXEL" and raster.count < 128:
-        return 1  # GDAL's cache keeps the blocks of all bands
+        return 1  # GDAL puts a block of up to 127 bands into its cache at once
     if len(set(raster.dtypes)) > 1:
         return 1  # rasterio reads bands of one type at a time
-    one = (
-        3 * window * row_bytes
-    )  # bytes of a low piece of one band: two windows and halo
+    # As many as fit in 250 MB. A piece of one band has at least two windows and the halo.
+    lowest = 3 * window * row_bytes
     if order == "PIXEL":
-        most = 2.5e8 / one  # as many as fit in 250 MB
+        most = 2.5e8 / lowest
     elif order == "LINE" or raster.driver in ("VRT", *CUBES):
-        most = 2.5e8 / (one + 2 * measure_blocks(raster)[1])  # with their blocks
+        _, block_bytes = measure_blocks(raster)
+        most = 2.5e8 / (
+            lowest + 2 * block_bytes
+        )  # with two rows of blocks in the cache
     else:  # the bands lie apart: to read several only pays if they have few rows
-        most = 1.6e7 / ((height + window) * row_bytes)
+        most = 1.6e7 / ((rows + window) * row_bytes)
     return max(1, min(int(most), len(bands)))
 
 
@@ -310,20 +322,20 @@ def choose_height(window, together, row_bytes):
     """Return how many rows a piece may have.
 
     Pieces of 16 MB are fast, and of up to 64 MB if bands are read together. They are at
-    least two windows high: lower ones would mostly average their halo.
+    least two windows high: lower ones would take long for their halo.
     """
-    fast = 1.6e7 * min(together, 4) / (together * row_bytes)  # rows
-    return max(2 * window, int(fast))
+    fast = 1.6e7 * min(together, 4)  # bytes
+    return max(2 * window, int(fast / (together * row_bytes)))
 
 
 def list_pieces(raster, bands, together, height, top, bottom):
     """Return the pieces (bands, top, bottom), in the order in which they are blurred."""
     groups = [bands[i : i + together] for i in range(0, len(bands), together)]
-    cuts = range(top, bottom, max(1, height))  # none if a chunk has no rows
-    rows = [(row, min(row + height, bottom)) for row in cuts]
+    tops = range(top, bottom, max(1, height))  # a height of 0 is no step for range
+    rows = [(row, min(row + height, bottom)) for row in tops]
     if find_order(raster) == "PIXEL":  # the bands share blocks: all bands of some rows
-        return [(group, *some) for some in rows for group in groups]
-    return [(group, *some) for group in groups for some in rows]
+        return [(group, *some_rows) for some_rows in rows for group in groups]
+    return [(group, *some_rows) for group in groups for some_rows in rows]
 
 
 def measure_cache(raster, together, height, top, bottom):
@@ -333,15 +345,15 @@ def measure_cache(raster, together, height, top, bottom):
     whole computer's memory, which may be more than the job has. The height is that of a
     piece with its halo. All pieces lie between the rows top and bottom.
     """
-    block_height, size = measure_blocks(raster)
-    # The first row may be the last one of its block: so one more block is touched.
-    touched = (height - 2) // block_height + 2
+    block_height, block_bytes = measure_blocks(raster)
+    # At worst, the first row is the last one of its block.
+    touched = 1 + math.ceil((height - 1) / block_height)
     first = max(top, 0) // block_height
     end = math.ceil(min(bottom, raster.height) / block_height)
     kept = raster.count if find_order(raster) == "PIXEL" else together
     if has_masks(raster) or find_alpha(raster):
         kept += 1
-    return int(1.6e7 + min(touched, end - first) * size * kept)
+    return int(1.6e7 + min(touched, end - first) * block_bytes * kept)
 
 
 def measure_blocks(raster):
@@ -355,33 +367,36 @@ def measure_blocks(raster):
 def find_block_height(raster):
     """Return the height of a raster's blocks in pixels.
 
-    A virtual raster reads the blocks of its files: the first one has to stand for all.
+    A virtual raster reads the blocks of its files: one of them has to stand for all.
     """
     height = raster.block_shapes[0][0]
-    if raster.driver == "VRT" and len(raster.files) > 1:  # the first is itself
+    if raster.driver == "VRT" and len(raster.files) > 1:  # files[0] is itself
         with contextlib.suppress(RasterioError), rasterio.open(raster.files[1]) as file:
             height = max(height, find_block_height(file))
     return height
 
 
 def has_masks(raster):
-    """Return whether a band has a mask that says more than its nodata value."""
+    """Return whether a band has another mask than GDAL makes of its nodata value."""
     for flags, nodata in zip(raster.mask_flag_enums, raster.nodatavals):
-        plain = MaskFlags.all_valid if nodata is None else MaskFlags.nodata
-        if flags != [plain]:
+        without = MaskFlags.all_valid if nodata is None else MaskFlags.nodata
+        if flags != [without]:
             return True
     return False
 
 
 def find_order(raster):
-    """Return how bands lie in a file: by PIXEL, by LINE, or each BAND by itself."""
+    """Return how bands lie in a file: by PIXEL, by LINE, each BAND by itself, or unknown."""
     return raster.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE", "unknown")
 
 
-def warn_of_memory(raster, memory, processes=1):
-    """Tell what to ask Slurm for if a process may need more than --mem-per-cpu gave."""
+def warn_of_memory(raster, memory, pythons=1):
+    """Tell what to ask Slurm for if a CPU may need more than --mem-per-cpu gave.
+
+    It needs memory (bytes), and pythons times what Python and its libraries take.
+    """
     given = os.environ.get("SLURM_MEM_PER_CPU", "")
-    python = 1.3e8 * processes  # bytes of Python and its libraries
+    python = 1.3e8 * pythons
     needed = int((1.1 * memory + python) / 2**20)
     if given.isdecimal() and 0 < int(given) < needed:
         advice = f"low memory, sbatch --mem-per-cpu={needed}"
@@ -389,7 +404,7 @@ def warn_of_memory(raster, memory, processes=1):
 
 
 def start_result(raster, window):
-    """Write a GeoTIFF without pixels in FOLDER, and return what is known of it.
+    """Write a GeoTIFF without pixels in FOLDER, and return its Result.
 
     OSError if it cannot be written, or would replace what is not its earlier result.
     """
@@ -401,7 +416,8 @@ def start_result(raster, window):
     FOLDER.resolve().mkdir(parents=True)
     try:
         write_head(path, raster, bands, dtype, window)
-        # Only a check: on a full disk, GDAL silently leaves a damaged file.
+        # On a full disk, GDAL silently leaves a damaged file. Then this raises
+        # RasterioError, but opening it to write would show a traceback.
         find_starts(path, bands)
         with rasterio.open(path, "r+") as file:
             file.nodata = np.nan  # last, or else GDAL would fill the file with it
@@ -431,7 +447,7 @@ def name_result(raster):
     """Return the file name of the result of a raster."""
     if os.path.exists(raster.name):
         return f"{Path(raster.name).stem}.tif"
-    # An address, or a variable in a file: without characters that no file name can have.
+    # An address, or a variable in a file: keep only letters, digits and a few signs.
     name = re.sub(r"[^\w.-]+", "_", hide_secrets(raster.name))
     name = name.removesuffix(".tif").strip("_")
     if len(name.encode()) > 200:  # too long for a file name
@@ -447,23 +463,24 @@ def check_earlier(raster, target):
     with contextlib.suppress(RasterioError), rasterio.open(target) as earlier:
         source = earlier.tags().get("FOCAL_MEAN_OF", "")
     ours = os.path.realpath(source.strip()) == os.path.realpath(name_source(raster))
-    inputs = [os.path.realpath(path) for path in find_files(raster)]
+    inputs = [os.path.realpath(path) for path in list_inputs(raster)]
+    # A virtual raster may read its own earlier result.
     if not ours or os.path.realpath(target) in inputs:
         raise FileExistsError(f"it would overwrite {target}: move that elsewhere")
 
 
-def find_files(raster):
+def list_inputs(raster):
     """Return the files that a raster consists of, and those of virtual rasters in it."""
     files = list(raster.files)
-    for path in files:  # and those that are added meanwhile
-        if path.endswith(".vrt"):
+    for path in files:  # the loop also reaches the files that it adds
+        if path.lower().endswith(".vrt"):
             with contextlib.suppress(RasterioError), rasterio.open(path) as inner:
                 files += [name for name in inner.files if name not in files]
     return files
 
 
 def write_head(path, raster, bands, dtype, window):
-    """Write a GeoTIFF with all that it says of itself, and room for its pixels."""
+    """Write a GeoTIFF with all that it says of itself, but without its pixels."""
     profile = {
         "driver": "GTiff",
         "width": raster.width,
@@ -481,25 +498,26 @@ def write_head(path, raster, bands, dtype, window):
         "bigtiff": "IF_SAFER",
     }
     with rasterio.open(path, "w", **profile) as file:
-        for number, band in enumerate([0, *bands]):  # tags(0) are of the whole raster
-            file.update_tags(number, **keep_tags(raster.tags(band)))
+        for new, old in enumerate([0, *bands]):  # tags(0) are of the whole raster
+            file.update_tags(new, **keep_tags(raster.tags(old)))
         file.update_tags(FOCAL_MEAN_OF=name_source(raster), FOCAL_MEAN_WINDOW=window)
         file.update_tags(ns="RPC", **raster.tags(ns="RPC"))
         for item in "descriptions", "units", "scales", "offsets":
             with contextlib.suppress(UnicodeDecodeError):  # a text in an older encoding
                 of_all = getattr(raster, item)
                 setattr(file, item, [of_all[band - 1] for band in bands])
+        # A mean is no number of a palette's colour.
         colors = [color.name.replace("palette", "gray") for color in raster.colorinterp]
         file.colorinterp = [ColorInterp[colors[band - 1]] for band in bands]
 
 
 def keep_tags(tags):
-    """Return the tags that are as true of the means as of the raster's pixels."""
-    stale = "statistics_.*|nodata_values?|_?fill_?value|missing_value|.*_range"
-    stale += "|valid_m(in|ax)|tifftag_m(in|ax)samplevalue"
-    stale += "|ns|bidx"  # parameters of update_tags
+    """Return the tags of a raster or band without those that tell of its values."""
+    dropped = "statistics_.*|nodata_values?|_?fill_?value|missing_value|.*_range"
+    dropped += "|valid_m(in|ax)|tifftag_m(in|ax)samplevalue"
+    dropped += "|ns|bidx"  # update_tags would take these for its own parameters
     # A netCDF file's tags begin with a variable's name, as red#valid_range does.
-    pattern = re.compile(f"(.*#)?({stale})", re.IGNORECASE)
+    pattern = re.compile(f"(.*#)?({dropped})", re.IGNORECASE)
     return {key: text for key, text in tags.items() if not pattern.fullmatch(key)}
 
 
@@ -508,7 +526,7 @@ def name_source(raster):
     name = hide_secrets(raster.name)
     if os.path.exists(name):
         name = os.path.realpath(name)
-    elif not re.search("[:/]/", name):  # a relative path
+    elif not re.search("[:/]/", name):  # no address (://), no absolute path in it (:/)
         name += f" in {os.getcwd()}"
     return re.sub(r"[\0-\x1f]", "?", name).strip()
 
@@ -519,13 +537,14 @@ def find_starts(path, bands):
     RasterioError if the file is damaged, OSError if its rows are not in order.
     """
     with rasterio.open(path) as file:
-        row = file.width * np.dtype(file.dtypes[0]).itemsize
+        row_bytes = file.width * np.dtype(file.dtypes[0]).itemsize
         first = int(file.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1) or 0)
-        last = first + row * (file.height * file.count - 1)
+        last = first + row_bytes * (file.height * file.count - 1)
         tag = f"BLOCK_OFFSET_0_{file.height - 1}"  # a block is a row
         if file.get_tag_item(tag, "TIFF", bidx=file.count) != str(last):
             raise OSError("GDAL has not laid out its rows one after the other")
-        return {band: first + i * file.height * row for i, band in enumerate(bands)}
+        size = file.height * row_bytes
+        return {band: first + i * size for i, band in enumerate(bands)}
 
 
 def choose_bands(raster):
@@ -568,7 +587,9 @@ def explain(error):
     """Return in one line why a run failed."""
     if isinstance(error, RasterioError):
         error = f"cannot read it: {error.__cause__ or error}"
-    return " ".join(str(error).split()) or "not enough memory"
+    return (
+        " ".join(str(error).split()) or "not enough memory"
+    )  # MemoryError has no text
 
 
 def hide_secrets(name):
@@ -597,7 +618,10 @@ def handle_signals(handler):
 
 
 def say(text, file):
-    """Print a text at once. If that fails, for example as the disk is full, the run goes on."""
+    """Print a text at once. If that fails, the run goes on.
+
+    It fails if the disk is full (OSError), or if an encoding lacks a letter (ValueError).
+    """
     with contextlib.suppress(OSError, ValueError):
         print(text, end="", file=file, flush=True)
 
@@ -610,7 +634,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if options.window < 1 or options.window % 2 == 0:
         parser.error("WINDOW must be an odd number of pixels")
-    # Let GDAL keep 450 files of a virtual raster open, not 100, if so many may be open.
+    # Let GDAL keep 450 files of a virtual raster open, not 100, if a process may have 1000.
     if os.sysconf("SC_OPEN_MAX") > 1000:
         os.environ.setdefault("GDAL_MAX_DATASET_POOL_SIZE", "450")
     handle_signals(lambda number, frame: fail(options.raster, "stopped"))
