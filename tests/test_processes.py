@@ -30,7 +30,6 @@ def pause(*arguments, **keywords):
 {place} = pause
 """
 # Where to pause, in the order of time. Workers open the raster and the draft, too.
-WORKER = "multiprocessing.pool.worker"
 OPEN = "rasterio.open"
 DRAFTED = [f"rasterio.io.DatasetWriter.{name}" for name in ("update_tags", "__exit__")]
 READ = "rasterio.io.DatasetReader.read"
@@ -160,7 +159,8 @@ def test_worker_that_starts_late_ends_with_its_parent(tmp_path, paused):
     late = 'multiprocessing.current_process().name.endswith("2")'
     fifo = tmp_path / "fifo.tif"
     os.mkfifo(fifo)  # who opens it waits, so that there is nothing to do meanwhile
-    with paused(tmp_path, MULTI, fifo, WORKER, late) as (pid, gate, end):
+    begin = "multiprocessing.pool.worker"
+    with paused(tmp_path, MULTI, fifo, begin, late) as (pid, gate, end):
         time.sleep(0.2)  # the other one begins to wait for something to do
         os.kill(pid, SIGTERM)
         wait_until(lambda: pid not in find_members(pid))

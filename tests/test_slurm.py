@@ -70,8 +70,7 @@ def ended(cluster, job):
     lines = ask(cluster, "scontrol", "--oneliner", "show", "job", job).splitlines()
     tasks = [dict(re.findall(r"(\S+?)=(.*?)(?= \S+=|$)", line)) for line in lines]
     going = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
-    over = not going & {task["JobState"] for task in tasks}
-    return over and sorted(tasks, key=lambda task: task.get("ArrayTaskId", ""))
+    return not going & {task["JobState"] for task in tasks} and tasks
 
 
 def wait_for(cluster, *jobs):
