@@ -15,7 +15,11 @@ raster=${1:-tests/data/jacksboro.vrt}
 # Use .venv, which README makes, if it exists. Otherwise load a module with Python and
 # rasterio: replace geo-env by its name. (On many clusters, only a login shell knows the
 # command module: hence the -l in the first line.)
-source .venv/bin/activate 2>/dev/null || module load geo-env
+if source .venv/bin/activate 2>/dev/null; then
+    unset PROJ_DATA PROJ_LIB GDAL_DATA # a module sets them for another GDAL than .venv has
+else
+    module load geo-env
+fi
 
 # exec: Python takes the place of this shell. So scancel and the time limit reach Python,
 # and it can clean up. "${@:2}" is what follows the raster in the command: a window.

@@ -42,6 +42,7 @@ for line in sys.stdin:
                 namespace = os.open(f"{process}/ns/{kind}", os.O_RDONLY)
                 assert ctypes.CDLL(None).setns(namespace, 0) == 0
         signal.signal(signal.SIGINT, signal.default_int_handler)  # not so behind "&"
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nor behind nohup
         os.chdir(folder)
         os.environ |= case["environment"]
         code = Path(case["arguments"][0]).read_text()

@@ -229,7 +229,7 @@ def test_pictures_can_be_drawn_again(tmp_path):
 
 KINDS = [("-vrtnodata -32768", "int16", how) for how in ("nodata", "inside")]
 KINDS += [("-vrtnodata -32768", "float32", "nodata"), ("-addalpha", "uint8", "nodata")]
-KINDS += [("-addalpha", "uint16", ""), ("", "uint16", "beside")]
+KINDS += [("-addalpha", "uint32", ""), ("", "uint16", "beside")]
 KINDS += [("", dtype, "inside") for dtype in ("uint8", "int16")]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import rasters
 import runs
 
@@ -154,10 +155,12 @@ def test_folder_of_ones_own(cluster, tmp_path):
     raster = rasters.write_raster(folder / "my dem.tif", np.ones((1, 30, 40)))
     (folder / "my list.txt").write_text("my dem.tif\n")
     arguments = {SIMPLE: raster.name, MULTI: raster.name, ARRAY: "my list.txt"}
+    other = cluster | {"PROJ_DATA": str(tmp_path)}  # as a module sets it
     for batch_file, argument in arguments.items():
         command = f"sbatch {LOGS} --array=1 {batch_file} '{argument}' 3"
-        check_good(run(cluster, (folder, command)))
+        check_good(run(other, (folder, command)))
         assert "window 3 x 3" in texts(folder)[0]
+        assert rasterio.open(folder / "smooth/my dem.tif").crs == "EPSG:3067"
         assert results(folder) == ["my dem.tif"], batch_file
         (folder / "smooth/my dem.tif").unlink()
     assert runs.files(clone / "smooth") == [".gitignore"]
