@@ -49,10 +49,10 @@ FOLDER = Path("smooth", f"{os.urandom(8).hex()}.unfinished")
 def main(path, window):
     """Blur the raster at path: the workers of a Pool blur chunks of its rows."""
     cpus = count_cpus()
-    global done  # the part of each chunk that is blurred, from 0 to 1
-    done = multiprocessing.RawArray(
-        "d", cpus
-    )  # made first, so that the workers share it
+    # The part of each chunk that is blurred, from 0 to 1. It is global, and made before the
+    # Pool starts, so that the workers share it.
+    global done
+    done = multiprocessing.RawArray("d", cpus)
     pool, workers = start_pool(cpus)  # before GDAL opens files, which cannot be shared
     with rasterio.open(path) as raster:
         plans = plan_chunks(raster, window, cpus)
@@ -76,8 +76,8 @@ def plan_chunks(raster, window, cpus):
     cuts = [raster.height * i // cpus for i in range(cpus + 1)]  # rows
     chunks = itertools.pairwise(cuts)
     plans = [make_plan(raster, window, top, bottom) for top, bottom in chunks]
-    # What a CPU needs on average. A worker adds about 0.7 of Python's memory: the rest it
-    # shares with this process, whose own memory is divided among the CPUs.
+    # For each CPU: 0.7 of Python's memory for its worker (the rest is shared), and a part,
+    # 1 / cpus, of the memory of this process.
     memory = sum(plan.memory for plan in plans) / cpus
     warn_of_memory(raster, memory, pythons=0.7 + 1 / cpus)
     return plans
@@ -99,8 +99,8 @@ def blur_chunk(path, window, result, chunk):
 def start_pool(cpus):
     """Return a Pool of so many workers, and the workers; OSError if they cannot start.
 
-    Signals such as Ctrl-C are held back meanwhile. A worker lets them in when it has its
-    own handlers, in start_worker.
+    Signals such as Ctrl-C are held back meanwhile, as a new worker would handle them as
+    this process does: it would remove the result. start_worker lets them in.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     context = multiprocessing.get_context("fork")
@@ -149,7 +149,7 @@ def end_pool(pool, workers):
     """End the script without the Pool's own cleaning up, which can wait for ever."""
     pool.close()
     for worker in workers:  # Slurm counts the CPU time of workers that are waited for
-        worker.join(timeout=5 / len(workers))  # seconds
+        worker.join(timeout=5 / len(workers))  # at most 5 seconds for all
     os._exit(0)
 
 
@@ -205,7 +205,7 @@ def hide_nodata(pixels, nodata, file_dtype):
     """
     if nodata is None or not in_dtype_range(nodata, pixels.dtype):
         return  # no pixel can have it
-    if file_dtype == "float32":  # its pixels were rounded to float32: 0.1, for example
+    if file_dtype == "float32":  # 0.1, for example, is rounded in such a file
         nodata = np.float32(nodata)
     pixels[pixels == nodata] = np.nan
 
@@ -222,6 +222,7 @@ def focal_mean(values, window):
     # 2 x WINDOW multiplications a pixel instead of WINDOW x WINDOW. In the rows of the halo
     # the first mean is wrong, as rows beyond them are missing: so they are cut off. (SciPy's
     # uniform_filter keeps a running sum: after one NaN, it would give NaN to the line's end.)
+    # Each result overwrites its array, which SciPy allows.
     convolve1d(values, weights, axis=1, output=values)
     means = values[:, halo : values.shape[1] - halo]
     # Beyond the left and right edge of the raster there is nothing: NaN.
@@ -261,8 +262,9 @@ def empty_rows(bands, height, width, dtype):
 def list_boxes(raster, first, end):
     """Return the boxes, ((upper, lower), (left, right)), in which to read some rows.
 
-    GDAL reads one band of a box after the other. In a small box, what the bands share in
-    the file is still in memory when GDAL comes to the next band.
+    Mostly it is one box of all these rows. But GDAL reads one band of a box after the
+    other. If bands share parts of the file, these are still in memory for the next band
+    only if the box is small.
     """
     height, width = end - first, raster.width
     if raster.driver in CUBES:
@@ -304,15 +306,13 @@ def count_together(raster, bands, window, rows, row_bytes):
         return 1  # GDAL puts a block of up to 127 bands into its cache at once
     if len(set(raster.dtypes)) > 1:
         return 1  # rasterio reads bands of one type at a time
-    # As many as fit in 250 MB. A piece of one band has at least two windows and the halo.
-    lowest = 3 * window * row_bytes
-    if order == "PIXEL":
-        most = 2.5e8 / lowest
+    # As many as fit in 250 MB. Each needs at least two windows of rows and the halo.
+    band_bytes = 3 * window * row_bytes
+    if order == "PIXEL":  # of 128 bands or more
+        most = 2.5e8 / band_bytes
     elif order == "LINE" or raster.driver in ("VRT", *CUBES):
-        _, block_bytes = measure_blocks(raster)
-        most = 2.5e8 / (
-            lowest + 2 * block_bytes
-        )  # with two rows of blocks in the cache
+        # GDAL's cache needs about two rows of blocks for each.
+        most = 2.5e8 / (band_bytes + 2 * measure_blocks(raster)[1])
     else:  # the bands lie apart: to read several only pays if they have few rows
         most = 1.6e7 / ((rows + window) * row_bytes)
     return max(1, min(int(most), len(bands)))
@@ -324,8 +324,8 @@ def choose_height(window, together, row_bytes):
     Pieces of 16 MB are fast, and of up to 64 MB if bands are read together. They are at
     least two windows high: lower ones would take long for their halo.
     """
-    fast = 1.6e7 * min(together, 4)  # bytes
-    return max(2 * window, int(fast / (together * row_bytes)))
+    piece_bytes = 1.6e7 * min(together, 4)
+    return max(2 * window, int(piece_bytes / (together * row_bytes)))
 
 
 def list_pieces(raster, bands, together, height, top, bottom):
@@ -345,15 +345,15 @@ def measure_cache(raster, together, height, top, bottom):
     whole computer's memory, which may be more than the job has. The height is that of a
     piece with its halo. All pieces lie between the rows top and bottom.
     """
-    block_height, block_bytes = measure_blocks(raster)
+    block_height, blocks_bytes = measure_blocks(raster)
     # At worst, the first row is the last one of its block.
     touched = 1 + math.ceil((height - 1) / block_height)
     first = max(top, 0) // block_height
     end = math.ceil(min(bottom, raster.height) / block_height)
     kept = raster.count if find_order(raster) == "PIXEL" else together
     if has_masks(raster) or find_alpha(raster):
-        kept += 1
-    return int(1.6e7 + min(touched, end - first) * block_bytes * kept)
+        kept += 1  # a mask has blocks, too
+    return int(1.6e7 + min(touched, end - first) * blocks_bytes * kept)
 
 
 def measure_blocks(raster):
@@ -377,10 +377,10 @@ def find_block_height(raster):
 
 
 def has_masks(raster):
-    """Return whether a band has another mask than GDAL makes of its nodata value."""
+    """Return whether a band has a mask besides its nodata value."""
     for flags, nodata in zip(raster.mask_flag_enums, raster.nodatavals):
-        without = MaskFlags.all_valid if nodata is None else MaskFlags.nodata
-        if flags != [without]:
+        usual = MaskFlags.all_valid if nodata is None else MaskFlags.nodata
+        if flags != [usual]:
             return True
     return False
 
@@ -393,11 +393,12 @@ def find_order(raster):
 def warn_of_memory(raster, memory, pythons=1):
     """Tell what to ask Slurm for if a CPU may need more than --mem-per-cpu gave.
 
-    It needs memory (bytes), and pythons times what Python and its libraries take.
+    It needs memory (bytes), and pythons times what Python and its libraries take. (That is
+    no whole number in multiprocessing_focal_mean.py.)
     """
     given = os.environ.get("SLURM_MEM_PER_CPU", "")
-    python = 1.3e8 * pythons
-    needed = int((1.1 * memory + python) / 2**20)
+    python_bytes = 1.3e8 * pythons
+    needed = int((1.1 * memory + python_bytes) / 2**20)
     if given.isdecimal() and 0 < int(given) < needed:
         advice = f"low memory, sbatch --mem-per-cpu={needed}"
         say(f"{hide_secrets(raster.name)}: {advice}\n", sys.stderr)
@@ -416,8 +417,8 @@ def start_result(raster, window):
     FOLDER.resolve().mkdir(parents=True)
     try:
         write_head(path, raster, bands, dtype, window)
-        # On a full disk, GDAL silently leaves a damaged file. Then this raises
-        # RasterioError, but opening it to write would show a traceback.
+        # Only a check: on a full disk, GDAL silently leaves a damaged file. For that,
+        # find_starts raises RasterioError, but opening it to write another error.
         find_starts(path, bands)
         with rasterio.open(path, "r+") as file:
             file.nodata = np.nan  # last, or else GDAL would fill the file with it
@@ -490,15 +491,17 @@ def write_head(path, raster, bands, dtype, window):
         "crs": raster.crs or raster.gcps[1] or rasterio.CRS(),
         "transform": raster.transform,
         "gcps": raster.gcps[0],
-        # So that write_rows finds each row: one after the other, in this computer's
-        # byte order, one band after the other.
+        # So that write_rows finds each row: not compressed, one after the other, in this
+        # computer's byte order, one band after the other.
+        "compress": "NONE",
         "blockysize": 1,
         "endianness": "NATIVE",
         "interleave": "band",
         "bigtiff": "IF_SAFER",
     }
     with rasterio.open(path, "w", **profile) as file:
-        for new, old in enumerate([0, *bands]):  # tags(0) are of the whole raster
+        # Numbers of bands in the result and in the raster; 0 is the whole file.
+        for new, old in enumerate([0, *bands]):
             file.update_tags(new, **keep_tags(raster.tags(old)))
         file.update_tags(FOCAL_MEAN_OF=name_source(raster), FOCAL_MEAN_WINDOW=window)
         file.update_tags(ns="RPC", **raster.tags(ns="RPC"))
@@ -506,7 +509,7 @@ def write_head(path, raster, bands, dtype, window):
             with contextlib.suppress(UnicodeDecodeError):  # a text in an older encoding
                 of_all = getattr(raster, item)
                 setattr(file, item, [of_all[band - 1] for band in bands])
-        # A mean is no number of a palette's colour.
+        # A mean is no longer the number of a colour in a palette.
         colors = [color.name.replace("palette", "gray") for color in raster.colorinterp]
         file.colorinterp = [ColorInterp[colors[band - 1]] for band in bands]
 
@@ -526,7 +529,7 @@ def name_source(raster):
     name = hide_secrets(raster.name)
     if os.path.exists(name):
         name = os.path.realpath(name)
-    elif not re.search("[:/]/", name):  # no address (://), no absolute path in it (:/)
+    elif not re.search("[:/]/", name):  # no address, no absolute path in it
         name += f" in {os.getcwd()}"
     return re.sub(r"[\0-\x1f]", "?", name).strip()
 
@@ -580,16 +583,15 @@ def fail(path, reason):
     shutil.rmtree(FOLDER, ignore_errors=True)
     line = f"{path}: {reason}, no result\n"
     say(line.replace(path, hide_secrets(path)), sys.stderr)
-    os._exit(1)  # without waiting for other threads: a Pool's could wait for ever
+    os._exit(1)  # without waiting for threads: those of a Pool could wait for ever
 
 
 def explain(error):
     """Return in one line why a run failed."""
     if isinstance(error, RasterioError):
         error = f"cannot read it: {error.__cause__ or error}"
-    return (
-        " ".join(str(error).split()) or "not enough memory"
-    )  # MemoryError has no text
+    text = " ".join(str(error).split())
+    return text or "not enough memory"  # a MemoryError has no text
 
 
 def hide_secrets(name):

@@ -53,7 +53,7 @@ def paused(start_fast):
         gate.mkdir(parents=True)
         cwd.mkdir()
         hook = PAUSE.format(gate=str(gate), place=place, when=when)
-        pieces = {"fast = 1.6e7": "fast = 1e4"}  # small: each process blurs some
+        pieces = {"piece_bytes = 1.6e7": "piece_bytes = 1e4"}  # each process blurs some
         case = {"cwd": cwd, "hook": hook, "changes": pieces, "TMPDIR": str(cwd)}
         pid, wait = start_fast(script, raster, **case)
 

@@ -71,7 +71,7 @@ def make_case(seed, path):
     write_raster(path, written, **profile)
     changes = {  # so that pieces have few rows, read few at a time, from a full cache
         "max(2 * window, ": f"max({rng.integers(1, 30)}, ",
-        "fast = 1.6e7 * min": f"fast = {width * rng.integers(1, 200)} * min",
+        "piece_bytes = 1.6e7 * min": f"piece_bytes = {width * rng.integers(1, 200)} * min",
         "int(1.6e7 + min(": f"int({rng.choice([100_000, 1_000_000])} + 0 * min(",
     }
     window = int(rng.choice([1, 3, 3, 5, 5, 7, 7, 15, 31, 71]))
