@@ -19,8 +19,7 @@ def read(path):
 def write_raster(path, bands, mask=None, inside=False, tags=(), alpha=False, **profile):
     """Write an array (band, row, column) as a GeoTIFF in Finnish coordinates; return its path.
 
-    mask (row, column) is true where pixels are valid; it lies inside the file or beside
-    it. With alpha, that is what the last band is.
+    mask (row, column), inside or beside the file, is true for valid pixels.
     """
     place = {"crs": "EPSG:3067", "transform": rasterio.Affine(2, 0, 5e5, 0, -2, 7e6)}
     kind = dict(zip(["count", "height", "width"], bands.shape)) | {"dtype": bands.dtype}
