@@ -110,7 +110,7 @@ def test_commands_in_their_order(cluster, tmp_path):
                     output = type_in(command, place, environment)
                     print(f"$ {command}\n{output}")
             if "start.sh" in text:  # before that, programs say what the page says
-                words = re.search(r"each command of Slurm\s+says\s+`(\w+)`", README)[1]
+                words = re.search(r"of\s+Slurm\s+says\s+`(\w+)`", README)[1]
                 assert words in subprocess.getoutput("squeue")
                 environment |= dict(re.findall(r"export (\w+)=(.*)", output))
                 stop = output.splitlines()[-1]
