@@ -22,5 +22,5 @@ packages=(-r requirements.txt)
 # So that README's python3 is this one, too, and the tests find Slurm's daemons.
 export PATH="$PWD/$venv/bin:$PATH:/usr/sbin"
 # Each file in a process of its own, as many tests wait; what passed leaves no files.
-exec "$venv/bin/python" -m pytest -ra --numprocesses 4 --dist loadfile \
+exec "$venv/bin/python" -m pytest -ra --numprocesses 3 --dist loadfile \
     --no-loadscope-reorder -o tmp_path_retention_policy=failed tests "$@"

@@ -19,9 +19,9 @@ CASES = {  # bands, rows, columns, the profile of the file; how it is read
     "bands in lines": ((12, 1500, 1500), {"driver": "ENVI", "INTERLEAVE": "BIL"}, ""),
     "130 bands": ((130, 500, 500), tiles(256, interleave="pixel"), ""),
     "tiles of 4096": ((1, 5000, 5000), tiles(4096, **MASK), ""),
-    "virtual, tiles of 2048": ((1, 5000, 9000), tiles(2048), "vrt"),
+    "virtual, tiles of 2048": ((1, 2500, 9000), tiles(2048), "vrt"),
     "virtual, one strip": ((1, 5000, 5000), STRIP, "vrt"),
-    "virtual in virtual": ((1, 5000, 9000), tiles(2048), "vrt of vrt"),
+    "virtual in virtual": ((1, 2500, 9000), tiles(2048), "vrt of vrt"),
 }
 
 
