@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio.dtypes import in_dtype_range
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
 from scipy.ndimage import convolve1d
@@ -100,10 +99,11 @@ def hide_invalid(raster, bands, box, values):
 def hide_nodata(pixels, nodata, file_dtype):
     """Set to NaN the pixels (row, column) of a band that have its nodata value.
 
-    nodata is None if the band has none. file_dtype is the type of its pixels in the file.
+    nodata is None if the band has none, or one that its type cannot hold. file_dtype is
+    the type of its pixels in the file.
     """
-    if nodata is None or not in_dtype_range(nodata, pixels.dtype):
-        return  # no pixel can have it
+    if nodata is None:
+        return
     if file_dtype == "float32":  # 0.1, for example, is rounded in such a file
         nodata = np.float32(nodata)
     pixels[pixels == nodata] = np.nan
@@ -152,7 +152,7 @@ def empty_rows(bands, height, width, dtype):
 
     Without gaps, rows of 1024, 2048 or 4096 columns would begin a multiple of 4096 bytes
     apart. The pixels of a column then compete for the same few places in the processor's
-    cache, and the pass down the columns is ten times slower.
+    cache, and the pass down the columns is much slower.
     """
     columns = width // 32 * 32 + 48  # 17 to 48 more; never a multiple of 32
     return np.empty((bands, height, columns), dtype)[:, :, :width]
