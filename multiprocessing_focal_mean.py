@@ -170,8 +170,8 @@ def read_rows(raster, bands, top, bottom, dtype):
     """
     values = empty_rows(len(bands), bottom - top, raster.width, dtype)
     first, end = max(top, 0), min(bottom, raster.height)  # the rows inside the raster
-    values[:, : first - top] = np.nan  # mostly no rows, as all are inside
-    values[:, end - top :] = np.nan
+    values[:, : first - top] = np.nan  # the rows above the raster, if any
+    values[:, end - top :] = np.nan  # the rows below it, if any
     for box in list_boxes(raster, first, end):  # mostly one box: all these rows
         (upper, lower), (left, right) = box  # rasterio calls this a window
         part = values[:, upper - top : lower - top, left:right]
@@ -200,8 +200,8 @@ def hide_invalid(raster, bands, box, values):
 def hide_nodata(pixels, nodata, file_dtype):
     """Set to NaN the pixels (row, column) of a band that have its nodata value.
 
-    nodata is None if the band has none, or one that its type cannot hold. file_dtype is
-    the type of its pixels in the file.
+    nodata is None if the band has no nodata value, or if its type cannot hold that value.
+    file_dtype is the type of its pixels in the file.
     """
     if nodata is None:
         return
@@ -233,8 +233,9 @@ def focal_mean(values, window):
 def write_rows(result, bands, top, means):
     """Write means (band, row, column) to their place in the file, from row top on.
 
-    Several processes can do so at a time, without a lock: the file is not compressed (see
-    write_head), so each row has its own bytes in it, and only one process writes them.
+    The processes of multiprocessing_focal_mean.py do so at the same time, without a lock:
+    the file is not compressed (see write_head), so each row has its own bytes in it, and
+    only one process writes them.
     """
     with open(result.path, "r+b", buffering=2**20) as file:
         for band, rows in zip(bands, means):
@@ -263,8 +264,8 @@ def list_boxes(raster, first, end):
     """Return the boxes, ((upper, lower), (left, right)), in which to read some rows.
 
     Mostly it is one box of all these rows. But GDAL reads one band of a box after the
-    other. If bands share parts of the file, these are still in memory for the next band
-    only if the box is small.
+    other. If bands share parts of the file, a large box would push these out of memory
+    before the next band needs them.
     """
     height, width = end - first, raster.width
     if raster.driver in CUBES:
@@ -290,6 +291,7 @@ def make_plan(raster, window, top, bottom):
     # Memory: the blocks in GDAL's cache, the array of a piece with its halo, and 0.3 of the
     # array (measured) for what is needed beside it, such as masks.
     tall = height + window
+    # A whole window instead of the halo: a little more than is needed.
     cache = measure_cache(raster, together, tall, top - window, bottom + window)
     array = tall * together * row_bytes
     return Plan(pieces, cache, int(cache + 1.3 * array))
@@ -303,7 +305,7 @@ def count_together(raster, bands, window, rows, row_bytes):
     """
     order = find_order(raster)
     if order == "PIXEL" and raster.count < 128:
-        return 1  # GDAL puts a block of up to 127 bands into its cache at once
+        return 1  # GDAL's cache keeps all bands of a block, if these are up to 127
     if len(set(raster.dtypes)) > 1:
         return 1  # rasterio reads bands of one type at a time
     # As many as fit in 250 MB. Each needs at least two windows of rows and the halo.
@@ -312,8 +314,9 @@ def count_together(raster, bands, window, rows, row_bytes):
         most = 2.5e8 / band_bytes
     elif order == "LINE" or raster.driver in ("VRT", *CUBES):
         # GDAL's cache needs about two rows of blocks for each.
-        most = 2.5e8 / (band_bytes + 2 * measure_blocks(raster)[1])
-    else:  # the bands lie apart: to read several only pays if they have few rows
+        _, blocks_bytes = measure_blocks(raster)
+        most = 2.5e8 / (band_bytes + 2 * blocks_bytes)
+    else:  # the bands lie apart: read several only if they fit into 16 MB as a whole
         most = 1.6e7 / ((rows + window) * row_bytes)
     return max(1, min(int(most), len(bands)))
 
@@ -331,7 +334,7 @@ def choose_height(window, together, row_bytes):
 def list_pieces(raster, bands, together, height, top, bottom):
     """Return the pieces (bands, top, bottom), in the order in which they are blurred."""
     groups = [bands[i : i + together] for i in range(0, len(bands), together)]
-    tops = range(top, bottom, max(1, height))  # a height of 0 is no step for range
+    tops = range(top, bottom, max(1, height))  # without rows, height is 0: no step
     rows = [(row, min(row + height, bottom)) for row in tops]
     if find_order(raster) == "PIXEL":  # the bands share blocks: all bands of some rows
         return [(group, *some_rows) for some_rows in rows for group in groups]
@@ -346,10 +349,11 @@ def measure_cache(raster, together, height, top, bottom):
     piece with its halo. All pieces lie between the rows top and bottom.
     """
     block_height, blocks_bytes = measure_blocks(raster)
-    # At worst, the first row is the last one of its block.
+    # Most blocks are touched if the first row is the last one of its block.
     touched = 1 + math.ceil((height - 1) / block_height)
     first = max(top, 0) // block_height
     end = math.ceil(min(bottom, raster.height) / block_height)
+    # How many bands' blocks are kept. A block by PIXEL has all bands.
     kept = raster.count if find_order(raster) == "PIXEL" else together
     if has_masks(raster) or find_alpha(raster):
         kept += 1  # a mask has blocks, too
@@ -379,6 +383,7 @@ def find_block_height(raster):
 def has_masks(raster):
     """Return whether a band has a mask besides its nodata value."""
     for flags, nodata in zip(raster.mask_flag_enums, raster.nodatavals):
+        # What GDAL says of a band without a mask.
         usual = MaskFlags.all_valid if nodata is None else MaskFlags.nodata
         if flags != [usual]:
             return True
